@@ -1,0 +1,1 @@
+"""medinr: implicit neural representations of medical images and of the deformations between them."""
