@@ -1,0 +1,1 @@
+"""Writers of synthetic data sets with known truth."""
