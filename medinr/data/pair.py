@@ -28,7 +28,6 @@ class Pair:
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None
     start: Matrix = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
-    spacing_of_landmarks: tuple[float, float, float] | None = None
 
     @property
     def domain(self) -> Domain:
