@@ -1,0 +1,57 @@
+# `make help` lists the targets. On a fresh machine `make demo` and `make test` each do everything, the install included.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo_output
+THREADS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Single-threaded libraries under several threads of torch are slower on small machines; one number governs both.
+export OMP_NUM_THREADS := $(THREADS)
+export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format type bench wheel clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make .venv with medinr, editable, and the tested releases of what it needs
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medinr needs Python 3.11 or newer, found " + sys.version.split()[0] + "; set PYTHON, e.g. make install PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing medinr and what it needs into $(VENV) (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP) ## the main experiment on generated data, at a laptop's size
+	$(BIN)/medinr --help
+
+test: $(STAMP) ## the default test suite (ARGS="-m slow" for the slow ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff format and repair what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+type: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(STAMP) ## the benchmarks: times and memory
+	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s $(ARGS)
+
+wheel: $(STAMP) ## build dist/medinr-*.whl
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean: ## remove builds, caches and the demo's output; keeps .venv
+	rm -rf build dist $(DEMO) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find medinr data_modules tests -name __pycache__ -type d -prune -exec rm -rf {} +

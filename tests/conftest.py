@@ -1,0 +1,74 @@
+"""What every test shares: fixed seeds, few threads, no network, no window, and the folder of real images."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The suite is meant for two cores; more threads than cores make small tensors slower.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global state
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Weights & Biases writes offline into a temporary folder; a connection to another machine fails the test."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+
+    connect = socket.socket.connect
+
+    def connect_here_only(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = str(address[0])
+            if not (host.startswith("127.") or host in ("localhost", "::1", "0.0.0.0", "")):
+                raise AssertionError(f"a test tried to reach {host}:{address[1]}; tests run without a network")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here_only)
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real images (`data/popi_4dct`, ...): `MEDINR_SHARED`, or `shared` beside the repository."""
+    folder = Path(os.environ.get("MEDINR_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real images: {folder / 'data'} is missing; set MEDINR_SHARED to the folder that holds data/")
+    return folder
