@@ -1,0 +1,76 @@
+"""The contract of every field, and the chunked evaluation that keeps its activations in the processor's cache."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from medinr.configured import Configured
+from medinr.jets import Jet
+from medinr.types import Features
+
+CPU_CHUNK = 1250
+"""Points per piece on a CPU: four channels of 256 floats then fit a 2-core machine's cache (measured: DESIGN, jets)."""
+
+
+class Field(Configured, nn.Module):
+    """A coordinate network: x [N, in_features] -> [N, out_features], with a jet rule.
+
+    ``context`` is one vector [p] for all points of a call (a regularization weight, a time, a condition) or None.
+    A subclass without its own `jet` falls back on ``torch.func`` and says so once.
+    """
+
+    in_features: int
+    out_features: int
+
+    def forward(self, x: Features, context: Tensor | None = None) -> Features:
+        raise NotImplementedError
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        """Value and derivatives of the field along the directions of the incoming jet."""
+        return fallback_jet(self, jet, context)
+
+
+_told: set[type] = set()
+
+
+def fallback_jet(field: Field, jet: Jet, context: Tensor | None = None) -> Jet:
+    """Jet of a field without a rule, by ``torch.func`` (per point: the full Jacobian and Hessian; slow)."""
+    if type(field) not in _told:
+        _told.add(type(field))
+        warnings.warn(f"{type(field).__name__} has no jet rule: torch.func is used instead, which is slow", stacklevel=3)
+
+    def at(point: Tensor) -> Tensor:
+        return field(point[None], context)[0]
+
+    x = jet.value
+    value = field(x, context)
+    if jet.first is None:
+        return Jet(value[None], 0)
+    jacobian = torch.func.vmap(torch.func.jacrev(at))(x)
+    first = torch.einsum("nci,kni->knc", jacobian, jet.first)
+    if not jet.pairs:
+        return Jet.of(value, first, basis=jet.basis)
+    hessian = torch.func.vmap(torch.func.jacrev(torch.func.jacrev(at)))(x)
+    a, b = (list(i) for i in zip(*jet.pairs, strict=True))
+    second = torch.einsum("ncij,mni,mnj->mnc", hessian, jet.first[a], jet.first[b])
+    if not jet.affine and jet.second is not None:
+        second = second + torch.einsum("nci,mni->mnc", jacobian, jet.second)
+    return Jet.of(value, first, second, jet.pairs, jet.basis)
+
+
+def in_chunks(function: Callable[[Jet], Jet], jet: Jet, chunk: int | None = None) -> Jet:
+    """``function(jet)`` piece by piece; gradients flow. On a CPU pieces of `CPU_CHUNK` points, else all at once.
+
+    Large temporaries are slow on a CPU: each is fetched from the system page by page and leaves the cache before it is
+    read again. Pieces of about a thousand points made the step 1.2 to 1.5 times faster.
+    """
+    n = jet.channels.shape[1]
+    if chunk is None:
+        chunk = CPU_CHUNK if jet.channels.device.type == "cpu" else n
+    if n <= chunk:
+        return function(jet)
+    pieces = [function(jet[slice(i, i + chunk)]) for i in range(0, n, chunk)]
+    return replace(pieces[0], channels=torch.cat([p.channels for p in pieces], dim=1))

@@ -1,0 +1,56 @@
+"""Maps x -> x + u(x) of normalised space, whose displacement u is a field."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from medinr import jets
+from medinr.fields.base import Field, in_chunks
+from medinr.jets import Jet
+from medinr.types import Points
+
+
+class Map(Field):
+    """A transform of space. `jet` is that of the transform, so maps compose; `displacement_jet` that of u."""
+
+    in_features = 3
+    out_features = 3
+
+    def displacement(self, x: Points, context: Tensor | None = None) -> Points:
+        """u(x) in normalised units."""
+        return self(x, context) - x
+
+    def displacement_jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        """Jet of u: that of the transform less that of x."""
+        moved = self.jet(jet, context)
+        base = jet if moved.affine else jets.materialise(jet)
+        return replace(moved, channels=moved.channels - base.channels)
+
+
+class DisplacementMap(Map):
+    """x + u(x), u a field of three components."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__()
+        if field.in_features != 3 or field.out_features != 3:
+            raise ValueError(f"a displacement needs a field from 3 to 3, got {field.in_features} to {field.out_features}")
+        self.field = field
+
+    def forward(self, x: Points, context: Tensor | None = None) -> Points:
+        moved: Points = x + self.field(x, context)
+        return moved
+
+    def displacement(self, x: Points, context: Tensor | None = None) -> Points:
+        u: Points = self.field(x, context)
+        return u
+
+    def displacement_jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        return in_chunks(lambda piece: self.field.jet(piece, context), jet)
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        return jets.add(self.displacement_jet(jet, context), jet)
+
+
+def as_map(field: Field) -> Map:
+    """A field as a map: itself if it is one, else as a displacement."""
+    return field if isinstance(field, Map) else DisplacementMap(field)
