@@ -1,5 +1,6 @@
 """What every test shares: fixed seeds, few threads, no network, no window, and the folder of real images."""
 
+import errno
 import os
 import random
 import socket
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def _is_here(host: Any) -> bool:
+    name = host.decode() if isinstance(host, bytes) else str(host or "localhost")
+    return name in ("localhost", "::1", "0.0.0.0", "::", socket.gethostname()) or name.startswith("127.")
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """The same random numbers in every test, whatever ran before it."""
@@ -39,22 +45,26 @@ def seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Weights & Biases writes offline into a temporary folder; a connection to another machine fails the test."""
+    """Weights & Biases writes offline into a temporary folder; other machines are out of reach."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
 
-    connect = socket.socket.connect
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def connect_here_only(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            host = str(address[0])
-            if not (host.startswith("127.") or host in ("localhost", "::1", "0.0.0.0", "")):
-                raise AssertionError(f"a test tried to reach {host}:{address[1]}; tests run without a network")
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+            raise OSError(errno.ENETUNREACH, f"tests run without a network: {address[0]}:{address[1]}")
         connect(self, address)
 
+    def look_up_here_only(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_here(host):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests run without a network: {host}")
+        return look_up(host, *args, **kwargs)
+
     monkeypatch.setattr(socket.socket, "connect", connect_here_only)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_here_only)
 
 
 @pytest.fixture(autouse=True)
