@@ -3,5 +3,6 @@
 from medinr.fields.base import Field
 from medinr.fields.maps import DisplacementMap, Map, as_map
 from medinr.fields.siren import SIREN, HarmonizedSIREN
+from medinr.fields.transform import Transform
 
-__all__ = ["SIREN", "DisplacementMap", "Field", "HarmonizedSIREN", "Map", "as_map"]
+__all__ = ["SIREN", "DisplacementMap", "Field", "HarmonizedSIREN", "Map", "Transform", "as_map"]

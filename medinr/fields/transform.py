@@ -1,0 +1,82 @@
+"""The whole transform phi = A o (id + u), from the fixed image's world to the moving image's, both RAS mm."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from medinr import jets
+from medinr.fields.maps import Map
+from medinr.space import Domain, transform_points
+from medinr.types import Matrix, Points
+
+CHUNK = 65_536
+"""Points evaluated at once where no gradient is kept."""
+
+
+class Transform:
+    """phi(p) = A(p + u(p)): fixed world to moving world.
+
+    Args:
+        map: x -> x + u(x) in the normalised coordinates of ``domain``.
+        domain: the fixed image's grid.
+        start: A, the rigid or affine start [4, 4], fixed world to moving world.
+        context: the condition that the map is evaluated at, if it takes one.
+    """
+
+    def __init__(self, map: Map, domain: Domain, start: Matrix, context: Tensor | None = None) -> None:
+        self.map, self.domain, self.start, self.context = map, domain, start.double().cpu(), context
+        self.device = next(map.parameters()).device
+
+    def _pieces(self, points: Tensor) -> Iterator[Tensor]:
+        yield from points.split(CHUNK)
+
+    @torch.no_grad()
+    def __call__(self, world: Points) -> Points:
+        """Map points [n, 3]; computes in float64 but for the network, whose displacement is float32."""
+        moved = []
+        for p in self._pieces(world.double().cpu()):
+            x = transform_points(self.domain.world_to_normalised, p)
+            u = self.map.displacement(x.float().to(self.device), self.context).double().cpu()
+            moved.append(transform_points(self.start @ self.domain.normalised_to_world, x + u))
+        return torch.cat(moved) if moved else world
+
+    @torch.no_grad()
+    def jacobian(self, world: Points) -> Tensor:
+        """D phi at points [n, 3] -> [n, 3, 3] (float64), in world axes: exact from the field."""
+        a = self.start[:3, :3]
+        n = self.domain.normalised_to_world[:3, :3]
+        inverse = torch.linalg.inv(n)
+        found = []
+        for p in self._pieces(world.double().cpu()):
+            x = transform_points(self.domain.world_to_normalised, p).float().to(self.device)
+            found.append(self.map.displacement_jet(jets.seed(x, 1), self.context).jacobian.double().cpu())
+        eye = torch.eye(3, dtype=torch.float64)
+        return a @ n @ (torch.cat(found) + eye) @ inverse
+
+    @torch.no_grad()
+    def inverse(self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3) -> tuple[Points, Tensor]:
+        """Points of the fixed world that phi maps to moving points [n, 3], by damped Newton iterations.
+
+        Returns:
+            the points, and the residual |phi(p) - world| in mm of each: large where no inverse exists.
+        """
+        target = world.double().cpu()
+        p = transform_points(torch.linalg.inv(self.start), target)
+        gap = target - self(p)
+        residual = gap.norm(dim=1)
+        for _ in range(iterations):
+            todo = (residual > tolerance_mm).nonzero()[:, 0]
+            if len(todo) == 0:
+                break
+            step = torch.linalg.solve(self.jacobian(p[todo]), gap[todo])
+            for damping in (1.0, 0.5, 0.25):
+                trial = p[todo] + damping * step
+                trial_gap = target[todo] - self(trial)
+                better = trial_gap.norm(dim=1) < residual[todo]
+                rows = todo[better]
+                p[rows], gap[rows], residual[rows] = trial[better], trial_gap[better], trial_gap[better].norm(dim=1)
+                todo, step = todo[~better], step[~better]
+                if len(todo) == 0:
+                    break
+        return p, residual

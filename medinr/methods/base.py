@@ -1,0 +1,250 @@
+"""The base of the pairwise methods: points, pyramid, loss bookkeeping, optimizer, checkpoints."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from medinr.configured import Configured, build, spec
+from medinr.data.pair import Pair
+from medinr.errors import UserError
+from medinr.fields import Field, Transform, as_map
+from medinr.losses import Regularizer, Similarity
+from medinr.methods.mixins import INRMixin, Level, RegularizerMixin
+from medinr.sampling import PointSampler, gaussian_smooth
+from medinr.space import Domain, Image
+from medinr.types import Points, Scalar, Volume
+
+Window = tuple[float, float]
+
+
+def robust_window(image: Image, low: float = 0.5, high: float = 99.5) -> Window:
+    """Intensities that are mapped to 0 and 1: two percentiles of the image (of at most a million of its voxels)."""
+    values = image.data.flatten()
+    values = values[:: max(1, len(values) // 1_000_000)].float().cpu()
+    a, b = torch.quantile(values, torch.tensor([low / 100, high / 100])).tolist()
+    if b <= a:
+        a, b = float(image.data.min()), float(image.data.max())
+    return a, b
+
+
+def windowed(volume: Volume, window: Window) -> Volume:
+    """Clip to a window and map it to [0, 1]."""
+    a, b = window
+    return ((volume - a) / (b - a)).clamp(0, 1)
+
+
+class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.LightningModule):
+    """Fits a map to one pair of images.
+
+    A subclass says what its loss is (`objective`) and at which condition its result is read (`context`).
+
+    Args:
+        field: the displacement (or a map), in normalised coordinates.
+        similarity: image similarity; patch similarities get extrapolated patches.
+        regularizers: penalties by name; the names appear in the logs.
+        points: random points a step.
+        pyramid_mm: smoothing of both images, one number a level, each for an equal share of the steps.
+        lr: peak learning rate of Adam.
+        warmup: share of the steps with a linearly rising learning rate.
+        cosine: let the learning rate fall to zero along a cosine after the warm-up.
+        overlap_weight: factor of the mean distance outside the moving grid (in 100 mm), so that no point escapes.
+        window: intensities mapped to 0 and 1 in both images (None: the 0.5th and 99.5th percentile of each).
+        jitter: draw points anywhere in a voxel, not at its centre only.
+        use_mask: draw points from the fixed mask where the pair has one; False draws from the whole image.
+        use_moving_mask: samples that map outside the moving mask carry no weight.
+        scale: how coordinates are normalised (see `Domain`).
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        similarity: Similarity,
+        regularizers: dict[str, Regularizer] | None = None,
+        points: int = 10_000,
+        pyramid_mm: Sequence[float] = (0.0,),
+        lr: float = 1e-4,
+        warmup: float = 0.0,
+        cosine: bool = False,
+        overlap_weight: float = 1.0,
+        window: tuple[float, float] | None = None,
+        jitter: bool = True,
+        use_mask: bool = True,
+        use_moving_mask: bool = False,
+        scale: str = "isotropic",
+    ) -> None:
+        super().__init__()
+        if points < 1:
+            raise UserError(f"points: expected at least one point a step, got {points}")
+        if not pyramid_mm:
+            raise UserError("pyramid_mm: expected at least one level, [0] for the images as they are")
+        if scale not in ("isotropic", "per-axis"):
+            raise UserError(f"scale: expected isotropic or per-axis, got {scale}")
+        self.map = as_map(field)
+        self.similarity = similarity
+        self.regularizers = nn.ModuleDict(regularizers or {})
+        self.points, self.pyramid_mm, self.lr = points, tuple(pyramid_mm), lr
+        self.warmup, self.cosine, self.overlap_weight = warmup, cosine, overlap_weight
+        self.window, self.jitter, self.scale = window, jitter, scale
+        self.use_mask, self.use_moving_mask = use_mask, use_moving_mask
+        self.pair: Pair | None = None
+        self.levels: list[Level] = []
+        self.state: dict[str, Any] = {}
+
+    @property
+    def penalties(self) -> Mapping[str, Regularizer]:  # type: ignore[override]
+        """The regularizers by name."""
+        return {k: v for k, v in self.regularizers.items() if isinstance(v, Regularizer)}
+
+    # -- the pair ------------------------------------------------------------------------------------------------
+
+    def attach(self, pair: Pair) -> None:
+        """Take a pair: windows, pyramid, coordinate maps and sampler, all on the method's device."""
+        pair = pair.to(self.device)
+        windows = [tuple(self.window) if self.window else robust_window(i) for i in (pair.fixed, pair.moving)]
+        self.remember(pair.domain, pair.start, windows)
+        self.pair = pair
+        fixed, moving = (windowed(i.data, (w[0], w[1])) for i, w in zip((pair.fixed, pair.moving), windows, strict=True))
+        self.levels = [
+            Level(
+                gaussian_smooth(fixed, s, pair.fixed.domain.spacing),
+                gaussian_smooth(moving, s, pair.moving.domain.spacing),
+                float(s),
+            )
+            for s in self.pyramid_mm
+        ]
+        self.moving_mask = pair.moving_mask if self.use_moving_mask else None
+        self.to_moving_voxels = pair.moving.domain.world_to_voxel @ self.start @ self.domain.normalised_to_world
+        self.sampler = PointSampler(self.domain, pair.fixed_mask if self.use_mask else None, self.jitter)
+
+    def remember(self, domain: Domain, start: Tensor, windows: Sequence[Sequence[float]]) -> None:
+        """Keep what a checkpoint must carry for the transform to be used again without the images."""
+        self.domain = domain.with_scale("per-axis" if self.scale == "per-axis" else "isotropic")
+        self.start = start.double().cpu()
+        self.state = {
+            "domain": self.domain.to_dict(),
+            "start": self.start.tolist(),
+            "windows": [[float(v) for v in w] for w in windows],
+        }
+
+    def context(self) -> Tensor | None:
+        """The condition at which the result is read."""
+        return None
+
+    def transform(self) -> Transform:
+        """phi, from fixed world to moving world."""
+        return Transform(self.map, self.domain, self.start, self.context())
+
+    # -- the loss ------------------------------------------------------------------------------------------------
+
+    @property
+    def level(self) -> Level:
+        """The pyramid level of the present step."""
+        share = self.trainer.global_step / max(self.total_steps, 1) if self._trainer is not None else 1.0
+        return self.levels[min(int(share * len(self.levels)), len(self.levels) - 1)]
+
+    @property
+    def total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+    def terms(self, x: Points, context: Tensor | None = None) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """Data terms and raw penalties at points x [N, 3]; the overlap is among the data terms, for the log."""
+        level = self.level
+        patch = self.similarity.offsets(level.smoothing_mm) is not None
+        shares_jet = any(r.order == 1 and r.directions == "exact" for r in self.penalties.values())
+        u = self.displacement_jet(x, 1 if patch or shares_jet else 0, context)
+        similarity, overlap, outside = self.compare(x, u, level)
+        data = {"similarity": similarity, "outside": outside, "overlap": overlap.detach()}
+        return data, {name: self.penalty(r, x, u, context) for name, r in self.penalties.items()}
+
+    def objective(self, batch: Points) -> dict[str, Scalar]:
+        """Named terms whose sum is the loss, at points [N, 3]; raw values for the log are kept out of the sum."""
+        raise NotImplementedError
+
+    def weigh(self, data: dict[str, Scalar], raw: dict[str, Scalar]) -> dict[str, Scalar]:
+        """Apply every weight, once; log overlap and raw penalties."""
+        self._log({"overlap": data["overlap"], **{f"raw/{k}": v.detach() for k, v in raw.items()}})
+        terms = {"similarity": data["similarity"], "outside": self.overlap_weight * data["outside"]}
+        return terms | {k: self.penalties[k].weight * v for k, v in raw.items()}
+
+    def _log(self, values: dict[str, Tensor], **how: Any) -> None:
+        if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict(values, **how)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self.sampler(self.points, self.device)
+        terms = self.objective(x)
+        loss = torch.stack([v for v in terms.values()]).sum()
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr: {self.lr}) "
+                "or look for invalid intensities"
+            )
+        self._log({"loss": loss.detach()}, prog_bar=True)
+        self._log({f"loss/{k}": v.detach() for k, v in terms.items()})
+        return loss
+
+    # -- optimization --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
+        if not (self.warmup or self.cosine):
+            return optimizer
+        total = self.total_steps
+        rise = max(1, round(self.warmup * total))
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / rise
+            if not self.cosine:
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- Lightning's hooks ---------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.pair is None:
+            self.attach(self.trainer.datamodule.pair)  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["medinr"] = {"method": spec(self), **self.state}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
+        """Rebuild a method with its weights, domain, start and window; no further argument is needed."""
+        method = load_method(checkpoint_path, map_location)
+        if not isinstance(method, cls):
+            raise UserError(f"{checkpoint_path}: expected a checkpoint of {cls.__name__}, found {type(method).__name__}")
+        return method
+
+
+def load_method(path: str | Path, map_location: Any = "cpu") -> RegistrationMethod:
+    """Any method from its checkpoint.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or not one of medinr's.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a .ckpt file that medinr wrote")
+    try:
+        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except Exception:  # torch raises many kinds: pickle, zip, runtime and key errors
+        raise UserError(f"{path}: not a readable checkpoint; expected a .ckpt file that medinr wrote") from None
+    if not isinstance(checkpoint, dict) or "medinr" not in checkpoint:
+        raise UserError(f"{path}: a checkpoint of another program; expected a .ckpt file that medinr wrote")
+    kept = checkpoint["medinr"]
+    method = build(kept["method"])
+    if not isinstance(method, RegistrationMethod):
+        raise UserError(f"{path}: holds {type(method).__name__}, which is no registration method")
+    method.load_state_dict(checkpoint["state_dict"])
+    method.remember(Domain.from_dict(kept["domain"]), torch.tensor(kept["start"]), kept["windows"])
+    method.state = {k: v for k, v in kept.items() if k != "method"}
+    return method.to(map_location).eval()

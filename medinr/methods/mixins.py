@@ -1,0 +1,107 @@
+"""What the methods share: evaluation of a map on points, similarity on extrapolated patches, penalties.
+
+Behaviour only: no constructor and no Lightning hook. What a mixin needs of its host is annotated at its head.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medinr import jets
+from medinr.fields import Map
+from medinr.jets import Jet
+from medinr.losses import Regularizer, Similarity
+from medinr.sampling import interpolate, nearest
+from medinr.space import REFERENCE_LENGTH_MM, Domain, transform_points
+from medinr.types import Mask, Matrix, Points, Scalar, Volume
+
+
+class Level(NamedTuple):
+    """One level of the image pyramid: windowed and smoothed volumes [C, X, Y, Z], and the smoothing in mm."""
+
+    fixed: Volume
+    moving: Volume
+    smoothing_mm: float
+
+
+class INRMixin:
+    """Evaluates the host's map, and compares the images through it."""
+
+    map: Map
+    similarity: Similarity
+    domain: Domain
+    to_moving_voxels: Matrix
+    moving_mask: Mask | None
+
+    def displacement_jet(self, x: Points, order: int, context: Tensor | None = None) -> Jet:
+        """Jet of u at x along the canonical basis."""
+        return self.map.displacement_jet(jets.seed(x, order), context)
+
+    def compare(self, x: Points, u: Jet, level: Level) -> tuple[Scalar, Scalar, Scalar]:
+        """Similarity of the images through id + u at x.
+
+        A patch similarity needs the first derivatives of u: the moving patch is phi(x) + J_phi(x) d.
+
+        Returns:
+            the similarity; the overlap (share of samples with weight); the mean distance outside the moving grid of
+            points that the start maps inside, in units of 100 mm.
+        """
+        offsets = self.similarity.offsets(level.smoothing_mm)
+        matrix = self.to_moving_voxels.to(x)
+        target = transform_points(matrix, x + u.value)
+        source = transform_points(self.domain.normalised_to_voxel, x)
+        outside = self._outside(target, transform_points(matrix, x), level)
+        if offsets is not None:
+            d = offsets.to(x) @ self.domain.world_to_normalised[:3, :3].to(x).T
+            source = source[:, None] + d @ self.domain.normalised_to_voxel[:3, :3].to(x).T
+            carried = d + torch.einsum("nci,pi->npc", u.jacobian, d)
+            target = target[:, None] + carried @ matrix[:3, :3].T
+        weight = self._weight(source, target, level)
+        with torch.no_grad():
+            fixed = interpolate(level.fixed, source)
+        moved = interpolate(level.moving, target)
+        losses = [self.similarity(f, m, weight) for f, m in zip(fixed, moved, strict=True)]
+        return torch.stack(losses).mean(), weight.mean(), outside
+
+    @torch.no_grad()
+    def _weight(self, source: Tensor, target: Tensor, level: Level) -> Tensor:
+        """1 where a sample lies inside both grids and the moving mask, else 0."""
+        weight = self.domain.contains_voxels(source)
+        upper = torch.tensor(level.moving.shape[1:], device=target.device) - 0.5
+        weight &= ((target >= -0.5) & (target <= upper)).all(-1)
+        if self.moving_mask is not None:
+            weight &= nearest(self.moving_mask, target)
+        return weight.to(target.dtype)
+
+    def _outside(self, target: Points, start: Points, level: Level) -> Scalar:
+        upper = torch.tensor(level.moving.shape[1:], device=target.device, dtype=target.dtype) - 1
+        step = self.to_moving_voxels[:3, :3].to(target).norm(dim=1).reciprocal() * self.domain.unit_mm
+        beyond = ((-target).clamp(min=0) + (target - upper).clamp(min=0)) * step
+        was_inside = ((start >= 0) & (start <= upper)).all(-1)
+        return (beyond.sum(-1) * was_inside).mean() / REFERENCE_LENGTH_MM
+
+
+class RegularizerMixin:
+    """Evaluates the host's penalties, each at its own share of the points and along its own directions."""
+
+    map: Map
+    domain: Domain
+    penalties: Mapping[str, Regularizer]
+
+    def penalty(self, regularizer: Regularizer, x: Points, u: Jet, context: Tensor | None = None) -> Scalar:
+        """Raw penalty; ``u`` is a jet at x that is used again where it already holds what is needed."""
+        n = max(1, round(regularizer.fraction * len(x)))
+        if regularizer.directions == "probes":
+            seed = jets.probe(x[:n])
+        elif regularizer.order > u.order:
+            seed = jets.seed(x[:n], regularizer.order)
+        else:
+            return self._raw(regularizer, u[slice(0, n)])
+        return self._raw(regularizer, self.map.displacement_jet(seed, context))
+
+    def _raw(self, regularizer: Regularizer, u: Jet) -> Scalar:
+        unit = self.domain.unit_mm / REFERENCE_LENGTH_MM if self.domain.scale == "isotropic" else 1.0
+        raw: Scalar = regularizer(u.rescale(unit, unit))
+        return raw
