@@ -35,8 +35,6 @@ class Pair:
 
     def to(self, device: torch.device | str) -> "Pair":
         """The same pair with all its tensors on ``device`` (``start`` stays in float64 on the CPU)."""
-        tensors = (
-            "fixed_mask moving_mask fixed_points moving_points fixed_labels moving_labels"  # noqa: SIM905
-        ).split()
+        tensors = ["fixed_mask", "moving_mask", "fixed_points", "moving_points", "fixed_labels", "moving_labels"]
         moved = {k: v.to(device) for k in tensors if (v := getattr(self, k)) is not None}
         return replace(self, fixed=self.fixed.to(device), moving=self.moving.to(device), **moved)

@@ -52,7 +52,8 @@ class Transform:
             x = transform_points(self.domain.world_to_normalised, p).float().to(self.device)
             found.append(self.map.displacement_jet(jets.seed(x, 1), self.context).jacobian.double().cpu())
         eye = torch.eye(3, dtype=torch.float64)
-        return a @ n @ (torch.cat(found) + eye) @ inverse
+        jacobian: Tensor = a @ n @ (torch.cat(found) + eye) @ inverse
+        return jacobian
 
     @torch.no_grad()
     def inverse(self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3) -> tuple[Points, Tensor]:

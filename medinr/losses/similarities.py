@@ -14,7 +14,7 @@ from medinr.types import Samples, Scalar
 
 
 def ncc(fixed: Tensor, moved: Tensor, mask: Tensor | None = None, floor: float = 1e-6) -> Tensor:
-    """Normalised cross-correlation along the last axis; ``mask`` holds weights; ``floor`` is added to both variances."""
+    """Normalised cross-correlation along the last axis; ``mask`` holds weights; ``floor`` adds to both variances."""
     weight = torch.ones_like(moved) if mask is None else mask.to(moved.dtype)
     total = weight.sum(-1, keepdim=True).clamp(min=1e-6)
     a = fixed - (weight * fixed).sum(-1, keepdim=True) / total

@@ -108,7 +108,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         windows = [tuple(self.window) if self.window else robust_window(i) for i in (pair.fixed, pair.moving)]
         self.remember(pair.domain, pair.start, windows)
         self.pair = pair
-        fixed, moving = (windowed(i.data, (w[0], w[1])) for i, w in zip((pair.fixed, pair.moving), windows, strict=True))
+        fixed, moving = (
+            windowed(i.data, (w[0], w[1])) for i, w in zip((pair.fixed, pair.moving), windows, strict=True)
+        )
         self.levels = [
             Level(
                 gaussian_smooth(fixed, s, pair.fixed.domain.spacing),
@@ -171,14 +173,18 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         terms = {"similarity": data["similarity"], "outside": self.overlap_weight * data["outside"]}
         return terms | {k: self.penalties[k].weight * v for k, v in raw.items()}
 
+    @property
+    def _log_every(self) -> int:
+        return int(getattr(self.trainer, "log_every_n_steps", 50)) or 50
+
     def _log(self, values: dict[str, Tensor], **how: Any) -> None:
-        if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:
+        if self._trainer is not None and self.global_step % self._log_every == 0:
             self.log_dict(values, **how)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = self.sampler(self.points, self.device)
         terms = self.objective(x)
-        loss = torch.stack([v for v in terms.values()]).sum()
+        loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr: {self.lr}) "
@@ -221,7 +227,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         """Rebuild a method with its weights, domain, start and window; no further argument is needed."""
         method = load_method(checkpoint_path, map_location)
         if not isinstance(method, cls):
-            raise UserError(f"{checkpoint_path}: expected a checkpoint of {cls.__name__}, found {type(method).__name__}")
+            raise UserError(
+                f"{checkpoint_path}: expected a checkpoint of {cls.__name__}, found {type(method).__name__}"
+            )
         return method
 
 

@@ -80,7 +80,8 @@ class INRMixin:
         step = self.to_moving_voxels[:3, :3].to(target).norm(dim=1).reciprocal() * self.domain.unit_mm
         beyond = ((-target).clamp(min=0) + (target - upper).clamp(min=0)) * step
         was_inside = ((start >= 0) & (start <= upper)).all(-1)
-        return (beyond.sum(-1) * was_inside).mean() / REFERENCE_LENGTH_MM
+        outside: Scalar = (beyond.sum(-1) * was_inside).mean() / REFERENCE_LENGTH_MM
+        return outside
 
 
 class RegularizerMixin:

@@ -1,0 +1,195 @@
+"""What a registration is judged by, and the files it leaves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medinr import figures, io, metrics
+from medinr.data.pair import Pair
+from medinr.fields import Transform
+from medinr.fields.dense import evaluate_dense, folded
+from medinr.sampling import interpolate, nearest
+from medinr.space import Domain, Image, transform_points
+from medinr.types import Volume
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A transform on the fixed grid.
+
+    Attributes:
+        warped: the moving image on the fixed grid [C, X, Y, Z], in its own intensities.
+        start: the moving image through the rigid or affine start alone, for comparison.
+        displacement: phi(p) - p at voxel centres [X, Y, Z, 3], RAS mm.
+        det: det J_phi [X, Y, Z].
+        metrics: names and numbers, as logged.
+    """
+
+    warped: Volume
+    start: Volume
+    displacement: Tensor
+    det: Tensor
+    metrics: dict[str, float]
+
+
+def resample(image: Image, domain: Domain, displacement: Tensor) -> Volume:
+    """``image`` at p + displacement(p) for the voxel centres p of ``domain``; its minimum where it does not reach."""
+    world = transform_points(domain.voxel_to_world, domain.voxels().double()) + displacement.reshape(-1, 3).double()
+    voxels = transform_points(image.domain.world_to_voxel, world).float()
+    values = interpolate(image.data.cpu(), voxels)
+    values = torch.where(image.domain.contains_voxels(voxels), values, image.data.min().cpu())
+    return values.reshape(-1, *domain.shape)
+
+
+def resample_labels(labels: Tensor, source: Domain, domain: Domain, displacement: Tensor) -> Tensor:
+    """Labels [X, Y, Z] on the grid ``source`` at p + displacement(p), nearest voxel."""
+    world = transform_points(domain.voxel_to_world, domain.voxels().double()) + displacement.reshape(-1, 3).double()
+    return nearest(labels.cpu(), transform_points(source.world_to_voxel, world)).reshape(domain.shape)
+
+
+def landmark_metrics(transform: Transform, pair: Pair) -> dict[str, float]:
+    """TRE in mm, exact and snapped to moving voxels (the DIR-LAB convention), before and after; {} without points."""
+    if pair.fixed_points is None or pair.moving_points is None:
+        return {}
+    fixed, target = pair.fixed_points.double().cpu(), pair.moving_points.double().cpu()
+    moved = transform(fixed)
+    exact = metrics.tre(moved, target)
+    snapped = metrics.snapped_tre(moved, target, pair.moving.domain)
+    return {
+        "tre/mean": exact.mean().item(),
+        "tre/std": exact.std(correction=0).item(),
+        "tre/p95": exact.quantile(0.95).item(),
+        "tre/max": exact.max().item(),
+        "tre/snapped_mean": snapped.mean().item(),
+        "tre/snapped_std": snapped.std(correction=0).item(),
+        "tre/initial_mean": metrics.tre(fixed, target).mean().item(),
+    }
+
+
+def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluation:
+    """The transform on the whole fixed grid, with every metric that the pair's data allow."""
+    pair = pair.to("cpu")
+    domain, mask = pair.domain, pair.fixed_mask
+    dense = evaluate_dense(transform, domain, exact)
+    warped = resample(pair.moving, domain, dense.displacement)
+    grid = transform_points(domain.voxel_to_world, domain.voxels().double())
+    affine = (transform_points(transform.start, grid) - grid).reshape(*domain.shape, 3)
+    start = resample(pair.moving, domain, affine)
+
+    region = torch.ones(domain.shape, dtype=torch.bool) if mask is None else mask
+    length = dense.displacement.norm(dim=-1)[region]
+    fixed = pair.fixed.data
+    low, high = torch.quantile(fixed.flatten()[:: max(1, fixed.numel() // 1_000_000)], torch.tensor([0.005, 0.995]))
+    scale = max((high - low).item(), 1e-12)
+
+    def clip(volume: Volume) -> Volume:
+        return volume.clamp(low, high)
+
+    found = landmark_metrics(transform, pair)
+    written = metrics.finite_difference_jacobian(dense.displacement, domain)
+    found |= {
+        "folding/percent": folded(transform, domain, dense.det, mask, dense.error_det),
+        "folding/written_percent": 100 * (written <= 0)[region].float().mean().item(),
+        "folding/sdlogj": dense.det[region].clamp(min=1e-9).log().std().item(),
+        "folding/det_min": dense.det[region].min().item(),
+        "folding/det_max": dense.det[region].max().item(),
+        "displacement/mean_mm": length.mean().item(),
+        "displacement/max_mm": length.max().item(),
+        "displacement/lattice_error_mm": dense.error_mm,
+        "start/log_det": torch.linalg.det(transform.start[:3, :3]).abs().log().item(),
+        "image/rms_before": metrics.rms_difference(clip(start), clip(fixed), region),
+        "image/rms": metrics.rms_difference(clip(warped), clip(fixed), region),
+        "image/psnr": metrics.psnr(clip(warped), clip(fixed), scale, region),
+        "image/ssim": metrics.ssim(clip(warped), clip(fixed), scale),
+    }
+    found |= _overlaps(pair, domain, dense.displacement, affine)
+    return Evaluation(warped, start, dense.displacement, dense.det, found)
+
+
+def _overlaps(pair: Pair, domain: Domain, displacement: Tensor, affine: Tensor) -> dict[str, float]:
+    """Dice of labels, or of masks where there are no labels, before and after."""
+    fixed, moving = pair.fixed_labels, pair.moving_labels
+    if fixed is None or moving is None:
+        fixed, moving = pair.fixed_mask, pair.moving_mask
+    if fixed is None or moving is None:
+        return {}
+    fixed, moving = fixed.long(), moving.long()
+    per_label = metrics.dice(resample_labels(moving, pair.moving.domain, domain, displacement), fixed)
+    before = metrics.dice(resample_labels(moving, pair.moving.domain, domain, affine), fixed)
+    found = {"dsc/mean": _mean(per_label), "dsc/initial_mean": _mean(before)}
+    return found | {f"dsc/label_{k}": v for k, v in per_label.items()}
+
+
+def _mean(values: dict[int, float]) -> float:
+    return sum(values.values()) / max(len(values), 1)
+
+
+def write_results(
+    out: Path,
+    method: Any,
+    pair: Pair,
+    evaluation: Evaluation,
+    inverse: bool = False,
+    extra: dict[str, Any] | None = None,
+) -> list[Path]:
+    """Write images, fields, carried labels and points, metrics and figures; each file whole or not at all."""
+    out = Path(out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    domain, transform = pair.domain, method.transform()
+    io.write_image(out / "warped.nii.gz", evaluation.warped[0].float(), domain)
+    io.write_displacement(out / "displacement.nii.gz", evaluation.displacement, domain)
+    io.write_image(out / "jacobian_determinant.nii.gz", evaluation.det.float(), domain)
+    files = [out / f"{n}.nii.gz" for n in ("warped", "displacement", "jacobian_determinant")]
+    if pair.moving_labels is not None:
+        carried = resample_labels(pair.moving_labels, pair.moving.domain, domain, evaluation.displacement)
+        io.write_image(out / "warped_labels.nii.gz", carried, domain)
+        files.append(out / "warped_labels.nii.gz")
+    if pair.fixed_points is not None:
+        io.write_points(out / "moved_points.csv", transform(pair.fixed_points))
+        files.append(out / "moved_points.csv")
+    if inverse:
+        io.write_displacement(
+            out / "inverse_displacement.nii.gz", inverse_displacement(transform, pair.moving.domain), pair.moving.domain
+        )
+        files.append(out / "inverse_displacement.nii.gz")
+    figure = figures.registration_figure(
+        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
+        domain, mask=None if pair.fixed_mask is None else pair.fixed_mask.cpu(), title=pair.name,
+    )  # fmt: skip
+    figures.save_figure(figure, out / "figures" / "registration.png")
+    record = {"case": pair.name, **evaluation.metrics, **(extra or {})}
+    io.write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
+    return [*files, out / "metrics.json", out / "figures" / "registration.png"]
+
+
+def inverse_displacement(transform: Transform, domain: Domain, spacing_mm: float = 4.0) -> Tensor:
+    """phi^-1(q) - q at the voxel centres q of the moving grid [X, Y, Z, 3], RAS mm; Newton on every voxel in chunks."""
+    pieces = []
+    for i in range(0, domain.n_voxels, 200_000):
+        q = transform_points(domain.voxel_to_world, domain.voxels(i, i + 200_000).double())
+        p, _ = transform.inverse(q)
+        pieces.append((p - q).float())
+    return torch.cat(pieces).reshape(*domain.shape, 3)
+
+
+def summary(found: dict[str, float]) -> str:
+    """The few numbers that a person wants to see at the end of a run, one line each."""
+    lines = []
+    if "tre/mean" in found:
+        lines.append(
+            f"  TRE        {found['tre/initial_mean']:.2f} -> {found['tre/mean']:.2f} mm"
+            f" (sd {found['tre/std']:.2f}, 95% {found['tre/p95']:.2f}; snapped {found['tre/snapped_mean']:.2f})"
+        )
+    if "dsc/mean" in found:
+        lines.append(f"  Dice       {found['dsc/initial_mean']:.3f} -> {found['dsc/mean']:.3f}")
+    lines += [
+        f"  RMS        {found['image/rms_before']:.4g} -> {found['image/rms']:.4g}",
+        f"  folding    {found['folding/percent']:.3f} %  (det J {found['folding/det_min']:.2f} to"
+        f" {found['folding/det_max']:.2f})",
+        f"  motion     mean {found['displacement/mean_mm']:.2f} mm, largest {found['displacement/max_mm']:.2f} mm",
+    ]
+    return "\n".join(lines)
