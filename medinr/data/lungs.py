@@ -26,8 +26,8 @@ PURE_GAS_HU = -960.0
 def lung_mask(image: Image, dilate_mm: float = 0.0, closing_mm: float = 8.0, remove_trachea: bool = True) -> Mask:
     """Both lungs with their vessels, bool [X, Y, Z], of a CT in HU.
 
-    Where the values are not HU (nothing below -500), the threshold is Otsu's. The lungs may touch the upper and lower end
-    of the scan, not its sides.
+    Where the values are not HU (nothing below -500), the threshold is Otsu's. The lungs may touch the upper and lower
+    end of the scan, not its sides.
 
     Args:
         image: a thorax CT [1, X, Y, Z]; any orientation and spacing.
@@ -137,7 +137,7 @@ def follow_trachea(inside: Bools, body: Bools, spacing: tuple[float, float, floa
         trachea[k] = current
     wall = np.zeros((3, 3, 3), dtype=bool)
     wall[1] = True
-    return ndimage.binary_dilation(trachea, structure=wall)
+    return np.asarray(ndimage.binary_dilation(trachea, structure=wall))
 
 
 def _trachea_start(labels: NDArray[Any], areas: NDArray[Any], body: Bools, spacing: tuple[float, float, float]) -> int:

@@ -1,0 +1,104 @@
+"""What a careful person checks before a registration, in words: sizes, masks, landmarks and their motion."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from medinr.data.pair import Pair
+from medinr.errors import RegistrationWarning, UserError
+from medinr.space import Domain, Image, transform_points
+from medinr.types import Mask, Points
+
+INSIDE_MASK_SHARE = 0.95
+"""Fewer landmarks than this inside their lung mask mean a misplaced mask more often than a difficult patient."""
+
+
+def describe_domain(domain: Domain) -> str:
+    """``256x256x94 at 0.97x0.97x2.5 mm``."""
+    size = "x".join(str(n) for n in domain.shape)
+    return f"{size} at {'x'.join(f'{s:.4g}' for s in domain.spacing)} mm"
+
+
+def landmark_motion(fixed_points: Points, moving_points: Points) -> Tensor:
+    """Distances between corresponding points [n], mm: the TRE before any registration."""
+    return (moving_points.double() - fixed_points.double()).norm(dim=1)
+
+
+def share_inside(points: Points, mask: Mask, domain: Domain) -> float:
+    """Share of RAS mm points [n, 3] whose nearest voxel is in the mask; points outside the image count as outside."""
+    voxels = transform_points(domain.world_to_voxel, points.double())
+    inside = domain.contains_voxels(voxels)
+    i, j, k = voxels[inside].round().long().clamp(min=0).minimum(torch.tensor(domain.shape) - 1).T
+    return float(mask[i, j, k].sum() / max(len(points), 1))
+
+
+def check_pair(pair: Pair) -> None:
+    """Raise or warn about what makes results wrong.
+
+    Raises:
+        UserError: landmarks of the two images differ in number, or only one image has some; an empty mask.
+
+    Warns:
+        RegistrationWarning: less than 95% of the landmarks lie in their mask.
+    """
+    counts = [0 if p is None else len(p) for p in (pair.fixed_points, pair.moving_points)]
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"{pair.name}: expected as many fixed as moving landmarks, row by row, found {counts[0]} and {counts[1]}; "
+            "give both files, with the same points in the same order"
+        )
+    for side, image, mask, points in _sides(pair):
+        if mask is None:
+            continue
+        if not bool(mask.any()):
+            raise UserError(
+                f"{pair.name}: {side} mask: expected a mask that is not empty, found no voxel; give another"
+            )
+        if points is None:
+            continue
+        share = share_inside(points, mask, image.domain)
+        if share < INSIDE_MASK_SHARE:
+            warnings.warn(
+                f"{pair.name}: {100 * share:.1f}% of the {side} landmarks lie inside the {side} mask (expected "
+                f"{100 * INSIDE_MASK_SHARE:.0f}% or more); look whether the mask is shifted or flipped",
+                RegistrationWarning,
+                stacklevel=2,
+            )
+
+
+def pair_report(pair: Pair) -> list[str]:
+    """One line per thing known of a pair, in plain words."""
+    lines = []
+    for side, image, mask, points in _sides(pair):
+        low, high = image.data.min().item(), image.data.max().item()
+        lines.append(f"{side} image: {describe_domain(image.domain)}, values {low:.0f} to {high:.0f} ({image.source})")
+        if mask is None:
+            lines.append(f"{side} mask: none")
+        else:
+            litres = float(mask.sum()) * float(torch.tensor(image.domain.spacing).prod()) / 1e6
+            inside = (
+                ""
+                if points is None
+                else f", {100 * share_inside(points, mask, image.domain):.1f}% of the landmarks inside"
+            )
+            mean = image.data[0][mask].mean().item()
+            lines.append(f"{side} mask: {litres:.3g} litres, mean value {mean:.0f}{inside}")
+        labels = pair.fixed_labels if side == "fixed" else pair.moving_labels
+        if labels is not None:
+            lines.append(f"{side} labels: {len(labels.unique()) - int(bool((labels == 0).any()))} structures")
+    if pair.fixed_points is None or pair.moving_points is None:
+        lines.append("landmarks: none")
+    else:
+        motion = landmark_motion(pair.fixed_points, pair.moving_points)
+        lines.append(
+            f"landmarks: {len(motion)}, motion mean {motion.mean():.2f} mm, sd {motion.std():.2f}, max {motion.max():.2f}"
+        )
+    return lines
+
+
+def _sides(pair: Pair) -> list[tuple[str, Image, Mask | None, Points | None]]:
+    return [
+        ("fixed", pair.fixed, pair.fixed_mask, pair.fixed_points),
+        ("moving", pair.moving, pair.moving_mask, pair.moving_points),
+    ]
