@@ -20,8 +20,8 @@ class FourDCT(MedINRDataModule):
         fixed_phase: phase in percent of the breathing cycle, whose grid the results are on.
         moving_phase: phase that is warped onto it.
         pattern: names of the files, with ``{phase}`` where the number is; ``{phase:02d}-P.mhd`` for the POPI originals.
-        masks: ``auto``: lungs computed from the images (HU); ``none``; or a folder with one mask per phase, named as the
-            images are.
+        masks: ``auto``: lungs computed from the images (HU); ``none``; or a folder with one mask per phase, named as
+            the images are.
         fixed_points: CSV of landmarks of the fixed phase, row by row as ``moving_points``. Only for evaluation.
         moving_points: as above, of the moving phase.
         points_space: ``ras`` or ``lps`` mm, or ``voxel`` (0-based).
@@ -75,17 +75,13 @@ def phase_file(root: str | Path, pattern: str, phase: int) -> Path:
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: expected a folder with one image per phase, found none of that name; check the path"
-        )
+        raise UserError(f"{folder}: expected a folder with one image per phase, found none; check the path")
     try:
         name = pattern.format(phase=phase)
     except (KeyError, IndexError, ValueError):
         name = ""
     if not name or name == pattern:
-        raise UserError(
-            f"data.pattern: expected a name with {{phase}} in it such as {PHASE_PATTERN}, found {pattern!r}"
-        )
+        raise UserError(f"data.pattern: expected a name with {{phase}} in it, as {PHASE_PATTERN}, found {pattern!r}")
     files = sorted(folder.glob(name))
     if len(files) == 1:
         return files[0]
@@ -94,7 +90,7 @@ def phase_file(root: str | Path, pattern: str, phase: int) -> Path:
         raise UserError(f"{folder / name}: expected one file, found {len(files)} ({found}); give a narrower pattern")
     phases = ", ".join(f"{p:02d}" for p in phases_in(folder, pattern)) or "no phase"
     raise UserError(
-        f"{folder / name}: expected the image of phase {phase}, found {phases}; choose one of these, or give pattern"
+        f"{folder / name}: expected the image of phase {phase}, found {phases}; choose one, or give pattern"
     )
 
 

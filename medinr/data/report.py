@@ -22,7 +22,7 @@ def describe_domain(domain: Domain) -> str:
 
 def landmark_motion(fixed_points: Points, moving_points: Points) -> Tensor:
     """Distances between corresponding points [n], mm: the TRE before any registration."""
-    return (moving_points.double() - fixed_points.double()).norm(dim=1)
+    return torch.linalg.vector_norm(moving_points.double() - fixed_points.double(), dim=1)
 
 
 def share_inside(points: Points, mask: Mask, domain: Domain) -> float:
@@ -52,9 +52,7 @@ def check_pair(pair: Pair) -> None:
         if mask is None:
             continue
         if not bool(mask.any()):
-            raise UserError(
-                f"{pair.name}: {side} mask: expected a mask that is not empty, found no voxel; give another"
-            )
+            raise UserError(f"{pair.name}: {side} mask: expected some voxels, found an empty mask; give another")
         if points is None:
             continue
         share = share_inside(points, mask, image.domain)
@@ -77,11 +75,8 @@ def pair_report(pair: Pair) -> list[str]:
             lines.append(f"{side} mask: none")
         else:
             litres = float(mask.sum()) * float(torch.tensor(image.domain.spacing).prod()) / 1e6
-            inside = (
-                ""
-                if points is None
-                else f", {100 * share_inside(points, mask, image.domain):.1f}% of the landmarks inside"
-            )
+            share = None if points is None else share_inside(points, mask, image.domain)
+            inside = "" if share is None else f", {100 * share:.1f}% of the landmarks inside"
             mean = image.data[0][mask].mean().item()
             lines.append(f"{side} mask: {litres:.3g} litres, mean value {mean:.0f}{inside}")
         labels = pair.fixed_labels if side == "fixed" else pair.moving_labels
@@ -91,9 +86,8 @@ def pair_report(pair: Pair) -> list[str]:
         lines.append("landmarks: none")
     else:
         motion = landmark_motion(pair.fixed_points, pair.moving_points)
-        lines.append(
-            f"landmarks: {len(motion)}, motion mean {motion.mean():.2f} mm, sd {motion.std():.2f}, max {motion.max():.2f}"
-        )
+        spread = f"sd {motion.std(correction=0):.2f}, max {motion.max():.2f}"
+        lines.append(f"landmarks: {len(motion)}, motion mean {motion.mean():.2f} mm, {spread}")
     return lines
 
 

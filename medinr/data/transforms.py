@@ -47,13 +47,13 @@ def to_image(volume: MetaTensor) -> Image:
     return Image(volume.as_tensor(), domain_of(volume), str(volume.meta.get("source", "")))
 
 
-class Reading(MapTransform):  # type: ignore[misc]
+class Reading(MapTransform):
     """A `MapTransform` over those of its keys that the sample has; `one` maps one value."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         super().__init__(keys, allow_missing_keys=True)
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         sample = dict(data)
         for key in self.key_iterator(sample):
             sample[key] = self.one(str(key), sample)
@@ -107,7 +107,7 @@ class LungMaskd(Reading):
         super().__init__(keys)
         self.dilate_mm = dilate_mm
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         sample = dict(data)
         for key in self.key_iterator(sample):
             if f"{key}_mask" not in sample:
@@ -127,12 +127,12 @@ class CropToMaskd(Reading):
         super().__init__(keys)
         self.margin_mm = margin_mm
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         sample = dict(data)
         for side in self.key_iterator(sample):
             if f"{side}_mask" not in sample:
                 raise UserError(
-                    f"margin_mm: expected a mask of the {side} image to crop to, found none; give one, or leave margin_mm out"
+                    f"margin_mm: expected a mask of the {side} image to crop to, found none; give one, or no margin"
                 )
             start, stop = mask_box(sample[f"{side}_mask"], self.margin_mm)
             crop = SpatialCrop(roi_start=start, roi_end=stop)
@@ -148,8 +148,8 @@ class CropToMaskd(Reading):
 class Resampled(Reading):
     """Resample volumes to an isotropic spacing: images linearly, masks and labels by nearest neighbour.
 
-    An image that becomes coarser is smoothed first, with the Gaussian that widens the voxel's half-maximum width from the
-    old spacing to the new one, or fine vessels would alias.
+    An image that becomes coarser is smoothed first, with the Gaussian that widens the voxel's half-maximum width from
+    the old spacing to the new one, or fine vessels would alias.
     """
 
     def __init__(self, spacing_mm: float, keys: tuple[str, ...] = VOLUMES) -> None:
@@ -160,21 +160,21 @@ class Resampled(Reading):
         volume = sample[key]
         pixdim = (self.spacing_mm,) * 3
         if key not in SIDES:
-            return Spacing(pixdim, mode="nearest", padding_mode="border")(volume)
+            return _meta(Spacing(pixdim, mode="nearest", padding_mode="border")(volume))
         factors = [self.spacing_mm / s for s in domain_of(volume).spacing]
         sigmas = [np.sqrt(max(f * f - 1.0, 0.0)) / 2.355 for f in factors]
         if max(sigmas) > 0:
             volume = GaussianSmooth(sigma=[max(s, 1e-3) for s in sigmas])(volume)
-        return Spacing(pixdim, mode="bilinear", padding_mode="border")(volume)
+        return _meta(Spacing(pixdim, mode="bilinear", padding_mode="border")(volume))
 
 
 class PlainTensorsd(Reading):
-    """Replace each `MetaTensor` by a plain tensor of its final type, its affine and its file's name under keys of their own."""
+    """Replace each `MetaTensor` by a plain tensor of its final type; affine and file name get keys of their own."""
 
     def __init__(self, keys: tuple[str, ...] = VOLUMES) -> None:
         super().__init__(keys)
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         sample = dict(data)
         for key in self.key_iterator(sample):
             volume = sample[key]
@@ -212,6 +212,11 @@ def pair_of(sample: Mapping[str, Any], name: str) -> Pair:
     }
     rest = {key: sample[key] for key in (*MASKS, *LABELS, *POINTS) if key in sample}
     return Pair(name, images["fixed"], images["moving"], **rest)
+
+
+def _meta(volume: Tensor) -> MetaTensor:
+    assert isinstance(volume, MetaTensor)  # MONAI's annotations say Tensor
+    return volume
 
 
 def _side(key: str) -> str:
