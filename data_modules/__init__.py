@@ -1,1 +1,8 @@
 """Data modules: one file per data set."""
+
+from data_modules.checks import check_root
+from data_modules.dirlab import DIRLab
+from data_modules.fourdct import FourDCT
+from data_modules.pair import PairDataModule
+
+__all__ = ["DIRLab", "FourDCT", "PairDataModule", "check_root"]

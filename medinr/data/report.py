@@ -22,7 +22,8 @@ def describe_domain(domain: Domain) -> str:
 
 def landmark_motion(fixed_points: Points, moving_points: Points) -> Tensor:
     """Distances between corresponding points [n], mm: the TRE before any registration."""
-    return torch.linalg.vector_norm(moving_points.double() - fixed_points.double(), dim=1)
+    distances: Tensor = torch.linalg.vector_norm(moving_points.double() - fixed_points.double(), dim=1)
+    return distances
 
 
 def share_inside(points: Points, mask: Mask, domain: Domain) -> float:
