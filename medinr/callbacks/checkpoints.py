@@ -1,0 +1,131 @@
+"""What a run needs to go on where it was broken off: its last state and the random numbers' states."""
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from medinr.callbacks.runs import FINISHED, LAST
+from medinr.errors import UserError
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's generators as plain values and tensors (loads with weights_only)."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries draw from it
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """The inverse of `random_states`; devices that are not here are left out."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    for i, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state.cpu(), i)
+
+
+class RandomStates(Callback):
+    """Keeps the random states in every checkpoint; a continued fit draws what an unbroken one would have drawn."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return random_states()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Not before: making the data loader's iterator draws a number, too, once in each process.
+        if self._restored is not None:
+            set_random_states(self._restored)
+            self._restored = None
+
+
+class ConfigInCheckpoint(Callback):
+    """Lets every checkpoint carry the resolved configuration, beside what the method itself keeps."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # A method writes its `state` into the checkpoint's "medinr" entry; it exists once the pair is attached.
+        state = getattr(pl_module, "state", None)
+        if isinstance(state, dict):
+            state["config"] = self.config
+
+
+class LastCheckpoint(Checkpoint):
+    """``checkpoints/last.ckpt`` after every epoch, whole or not at all; a marker file when the fit is complete.
+
+    Lightning's `ModelCheckpoint` writes through a temporary file on another file system, so its replacement is not
+    atomic. For the best by a metric, add a `ModelCheckpoint` under ``trainer.callbacks``.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = Path(run) / LAST
+        self.finished = Path(run) / FINISHED
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        part = self.path.with_suffix(".part")
+        try:
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                os.replace(part, self.path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space and continue") from None
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
+            self.finished.write_text(f"step {trainer.global_step}\n")
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or say in one line why it cannot be used.
+
+    Raises:
+        UserError: missing, unreadable, or not written by medinr.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint, found {'a folder' if path.is_dir() else 'no such file'}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(f"{path}: expected a checkpoint of medinr, found a file that torch cannot read: {reason}") from None
+    if not isinstance(found, dict) or "state_dict" not in found or "medinr" not in found:
+        raise UserError(f"{path}: expected a checkpoint of medinr, found a file of another program")
+    return found
+
+
+def check_fits(path: Path, checkpoint: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """The checkpoint's weights have the names and shapes of the model.
+
+    Raises:
+        UserError: names the first weight that differs.
+    """
+    there = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
+    here = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    for name in sorted(set(there) | set(here)):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{path}: it was written by another model than the configuration's: {name} is "
+                f"{there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in the model; "
+                "use the config.yaml of its own run"
+            )

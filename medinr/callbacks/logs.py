@@ -1,0 +1,86 @@
+"""Where metrics go: a CSV file in the run folder always, and Weights & Biases beside it."""
+
+import csv
+import netrc
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+PROJECT = "medinr"
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv`` in a folder; a continued run keeps the rows from before its checkpoint.
+
+    Args:
+        folder: where the file is.
+        resume_step: the first step that is logged anew (None: start an empty file).
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__(save_dir=folder, name="", version="", flush_logs_every_n_steps=1)
+        self._earlier: list[dict[str, Any]] = []
+        file = Path(folder) / "metrics.csv"
+        if resume_step is not None and file.exists():
+            with file.open(newline="") as stream:
+                rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(stream)]
+            self._earlier = [r for r in rows if int(float(r.get("step", 0))) < resume_step]
+
+    @property
+    def experiment(self) -> Any:
+        writer: Any = super().experiment
+        if self._earlier and hasattr(writer, "metrics"):  # absent on other ranks
+            writer.metrics, self._earlier = self._earlier + writer.metrics, []
+        return writer
+
+
+def why_offline(timeout: float = 3.0) -> str | None:
+    """The reason why W&B has to work offline, None if it can work online. ``WANDB_MODE`` is obeyed first."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return None if mode in ("online", "run", "shared") else f"WANDB_MODE={mode}"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    name = host.hostname or "api.wandb.ai"
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(name):
+        return "no account"
+    try:
+        socket.create_connection((name, host.port or (80 if host.scheme == "http" else 443)), timeout).close()
+    except OSError:
+        return "no network"
+    return None
+
+
+def _in_netrc(host: str) -> bool:
+    for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if name and netrc.netrc(os.path.expanduser(name)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) -> WandbLogger:
+    """A W&B run named ``experiment/time`` (with the subcommand, if it is not the fit), files in the run folder.
+
+    All that is done in one run folder shares a group. The resolved configuration becomes the run's config.
+    """
+    import wandb
+
+    name = f"{run.parent.name}/{run.name}"
+    return WandbLogger(
+        name=name if job == "fit" else f"{name}/{job}",
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        save_dir=run,
+        offline=offline,
+        group=name,
+        job_type=job,
+        config=dict(config),
+        # W&B stays silent: the end of the run says where everything is.
+        settings=wandb.Settings(silent=True, console="off"),
+    )

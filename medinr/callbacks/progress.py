@@ -1,0 +1,80 @@
+"""One progress bar for a whole fit, with the quantities a person watches."""
+
+import sys
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+WATCHED = {
+    "loss": "loss",
+    "loss/similarity": "similarity",
+    "overlap": "overlap",
+    "tre/mean": "TRE",
+    "folding/percent": "folding",
+}
+"""Logged names, and how the bar calls them."""
+
+
+class RunProgress(ProgressBar):
+    """A bar over all steps (Lightning's own starts anew at every epoch); silent for single evaluations.
+
+    Args:
+        every: steps between two updates.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        super().__init__()
+        self.every = every
+        self.bar: Tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self.bar = Tqdm(
+            desc="fit",
+            total=None if total == float("inf") else int(total),
+            initial=trainer.global_step,
+            disable=not self._enabled,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            # A log file gets a line now and then instead of one for every refresh.
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.bar is not None and (trainer.global_step % self.every == 0 or trainer.global_step == self.bar.total):
+            self._update(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.bar is not None:
+            self._update(trainer)
+
+    def _update(self, trainer: lightning.Trainer) -> None:
+        assert self.bar is not None
+        values = trainer.callback_metrics
+        shown = {label: f"{float(values[name]):.4g}" for name, label in WATCHED.items() if name in values}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
