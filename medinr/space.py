@@ -21,9 +21,8 @@ REFERENCE_LENGTH_MM = 100.0
 
 def transform_points(matrix: Matrix, points: Points) -> Points:
     """Apply a homogeneous 4 x 4 matrix to points [..., 3]; computes in the points' type, on their device."""
-    m = matrix.to(device=points.device, dtype=points.dtype)
-    moved: Points = points @ m[:3, :3].T + m[:3, 3]
-    return moved
+    m: Tensor = matrix.to(device=points.device, dtype=points.dtype)
+    return torch.add(points @ m[:3, :3].T, m[:3, 3])
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ class Domain:
     def contains_voxels(self, voxels: Points, margin: float = 0.5) -> Tensor:
         """Whether voxel coordinates [..., 3] lie in the grid, up to ``margin`` voxels beyond the outer centres."""
         upper = torch.tensor(self.shape, device=voxels.device, dtype=voxels.dtype) - 1 + margin
-        inside: Tensor = ((voxels >= -margin) & (voxels <= upper)).all(dim=-1)
-        return inside
+        return torch.all((voxels >= -margin) & (voxels <= upper), dim=-1)
 
     def same_grid(self, other: "Domain", tolerance_mm: float = 1e-3) -> bool:
         """Same shape, and corners that agree within ``tolerance_mm``."""

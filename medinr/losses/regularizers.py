@@ -51,8 +51,8 @@ def symmetric_jacobian(u: Jet, eps: float = 0.1, published: bool = False) -> Sca
 def bending(u: Jet) -> Scalar:
     """Bending energy: mean over points of sum_c |H_c|_F^2 (Rueckert et al., IEEE TMI 18(8), 1999).
 
-    Full basis: the mixed terms count twice. Probes: mean of (v'Hw)^2, unbiased for the same quantity. IDIR's code
-    counts the yz term once and divides by 3 N more: its weight 10 is 3.3e-4 here at N = 10,000, in its own normalised units.
+    Full basis: the mixed terms count twice. Probes: mean of (v'Hw)^2, unbiased for the same quantity. IDIR's code has
+    the yz term once and divides by 3 N more: its weight 10 is 3.3e-4 here at N = 10,000 (in its normalised units).
     """
     if u.second is None:
         raise ValueError("bending: the jet holds no second derivatives")

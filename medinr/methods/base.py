@@ -15,6 +15,7 @@ from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
 from medinr.losses import Regularizer, Similarity
 from medinr.methods.mixins import INRMixin, Level, RegularizerMixin
+from medinr.results import Evaluation, evaluate, landmark_metrics
 from medinr.sampling import PointSampler, gaussian_smooth
 from medinr.space import Domain, Image
 from medinr.types import Points, Scalar, Volume
@@ -212,6 +213,31 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Called before results are read: a conditioned method searches its condition here."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """TRE where landmarks are known (cheap: no image is warped)."""
+        assert self.pair is not None
+        found = landmark_metrics(self.transform(), self.pair)
+        self.log_dict({k: v for k, v in found.items() if k != "tre/mean"}, batch_size=1)
+        if found:
+            self.log("tre/mean", found["tre/mean"], prog_bar=True, batch_size=1)
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Every metric on the whole fixed grid."""
+        evaluation = self.predict_step(batch, batch_idx)
+        self.log_dict(evaluation.metrics, batch_size=1)
+        return {"evaluation": evaluation}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Evaluation:
+        """The transform on the whole fixed grid; a callback writes it."""
+        assert self.pair is not None
+        self.settle()
+        return evaluate(self.transform(), self.pair)
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------
 

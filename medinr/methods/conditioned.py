@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -85,6 +86,7 @@ class ConditionedRegistration(RegistrationMethod):
         start = self.quantile(torch.full((len(conditioned),), 0.5)).tolist() if alpha is None else list(alpha)
         self.register_buffer("alpha", torch.tensor(start, dtype=torch.float32))
         self.alpha: Tensor
+        self.found: SearchResult | None = None
 
     def quantile(self, u: Tensor) -> Tensor:
         """Alpha at quantile u of the prior."""
@@ -152,6 +154,20 @@ class ConditionedRegistration(RegistrationMethod):
                 (self_at(pair.fixed_points).to(pair.moving_points) - pair.moving_points).norm(dim=1).mean().item()
             )
         return row
+
+    def settle(self) -> None:
+        """Search alpha by the method's own criterion, or by the similarity where its masks or landmarks are missing."""
+        assert self.pair is not None
+        known = {
+            "dice": self.pair.fixed_mask is not None and self.pair.moving_mask is not None,
+            "landmarks": self.pair.fixed_points is not None and self.pair.moving_points is not None,
+            "similarity": True,
+        }
+        if not known[self.select]:
+            warnings.warn(
+                f"select: {self.select} is not possible with this data; alpha is chosen by similarity", stacklevel=2
+            )
+        self.found = self.search(self.select if known[self.select] else "similarity")
 
     def search(self, criterion: Criterion | None = None, seed: int = 0) -> SearchResult:
         """Choose alpha and keep it (`context`). A grid even in the prior's quantiles, then two refinements."""
