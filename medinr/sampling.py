@@ -24,10 +24,11 @@ def interpolate(volume: Volume, voxels: Tensor) -> Tensor:
     padded = F.pad(flat, (0, 0, 0, -n % parts))
     size = torch.tensor(volume.shape[1:], device=flat.device, dtype=flat.dtype)
     grid = padded * (2 / (size - 1).clamp(min=1)) - 1
-    grid = grid.flip(-1).reshape(parts, 1, 1, -1, 3)
+    grid = grid.flip(-1).reshape(parts, 1, 1, len(padded) // parts, 3)
     stack = volume[None].expand(parts, -1, -1, -1, -1)
     values = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return values[:, :, 0, 0].movedim(0, 1).reshape(len(volume), -1)[:, :n].reshape(-1, *lead)
+    values = values[:, :, 0, 0].movedim(0, 1).reshape(len(volume), len(padded))
+    return values[:, :n].reshape(len(volume), *lead)
 
 
 def nearest(labels: Tensor, voxels: Tensor) -> Tensor:
