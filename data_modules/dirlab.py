@@ -36,7 +36,7 @@ class DIRLab(MedINRDataModule):
 
     Args:
         root: the folder that holds ``Case1Pack`` ..., one above it, or a case's own folder; both naming habits of the
-            images (as downloaded, or ``_s`` throughout). A ``geometry.json`` there states the size and spacing of cropped
+            images (as downloaded, or ``_s`` throughout). A ``geometry.json`` there states size and spacing of cropped
             or resampled copies (`medinr.data.layouts.read_geometry`).
         case: 1 to 10.
         fixed_phase: 0 is end-inspiration, the field's choice.

@@ -113,30 +113,32 @@ class MedINRDataModule(lightning.LightningDataModule):
 
     def _load(self) -> Pair:
         item = self.item()
-        transforms = Compose(self.pipeline())
-        dataset: Any
-        if self.cache_dir is None:
-            dataset = CacheDataset([item], transforms, num_workers=None, progress=False, copy_cache=False)
-        else:
-            # The name of the cached file must change with the files and with every setting of the pipeline.
-            item["fingerprint"] = fingerprint(item, self.pipeline())
-            Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
-            dataset = PersistentDataset([item], transforms, cache_dir=self.cache_dir)
-        return self.finish(pair_of(dataset[0], str(item["name"])))
+        transforms = Compose(self.pipeline(), log_stats=False)
+        try:
+            if self.cache_dir is None:
+                sample = CacheDataset([item], transforms, num_workers=None, progress=False, copy_cache=False)[0]
+            else:
+                # The name of the cached file must change with the files and with every setting of the pipeline.
+                item["fingerprint"] = fingerprint(item, self.pipeline())
+                Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
+                sample = PersistentDataset([item], transforms, cache_dir=self.cache_dir)[0]
+        except RuntimeError as error:
+            raise _users_mistake(error) or error from None
+        return self.finish(pair_of(sample, str(item["name"])))
 
     # ------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Any:
-        return _counter(self.steps_per_epoch)
+        return step_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> Any:
-        return _counter(1)
+        return step_loader(1)
 
     def test_dataloader(self) -> Any:
-        return _counter(1)
+        return step_loader(1)
 
     def predict_dataloader(self) -> Any:
-        return _counter(1)
+        return step_loader(1)
 
 
 def fingerprint(item: dict[str, Any], transforms: list[Any]) -> str:
@@ -153,7 +155,14 @@ def fingerprint(item: dict[str, Any], transforms: list[Any]) -> str:
     return pickle_hashing((files, settings)).decode()
 
 
-def _counter(length: int) -> DataLoader[int]:
+def _users_mistake(error: BaseException | None) -> UserError | None:
+    """The `UserError` that MONAI has wrapped in RuntimeErrors, one per transform, or None."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def step_loader(length: int) -> DataLoader[int]:
     """0 ... length - 1, one number a step. Keywords only: Lightning builds the loader anew from them."""
     numbers: Any = range(length)
     return DataLoader(dataset=numbers, batch_size=None, shuffle=False, num_workers=0)

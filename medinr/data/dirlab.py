@@ -53,7 +53,7 @@ def require_case_root(root: Path | str, case: int) -> Path:
 
 
 def require_file(candidates: Sequence[Path], what: str, root: Path, remedy: str) -> Path:
-    """The first candidate that is a file, or one line with the first name, the other names and what is there instead."""
+    """The first candidate that is a file, or one line with the names looked for and what is there instead."""
     found = layouts.first_existing(candidates)
     if found is not None:
         return found

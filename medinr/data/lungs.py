@@ -5,6 +5,7 @@ quantitation of volumetric X-ray CT images"): air inside the body, without the t
 vessels filled. All lengths are millimetres, so that 5 x 5 x 6 mm and 1 x 1 x 2.5 mm scans are treated alike.
 """
 
+import warnings
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medinr.errors import UserError
+from medinr.errors import RegistrationWarning, UserError
 from medinr.space import Domain, Image
 from medinr.types import Mask
 
@@ -37,6 +38,9 @@ def lung_mask(image: Image, dilate_mm: float = 0.0, closing_mm: float = 8.0, rem
 
     Raises:
         UserError: no lungs in the image.
+
+    Warns:
+        RegistrationWarning: the values are not HU.
     """
     values = image.data[0].cpu().numpy()
     axis, upward = _long_axis(image.domain)
@@ -45,7 +49,15 @@ def lung_mask(image: Image, dilate_mm: float = 0.0, closing_mm: float = 8.0, rem
     hu = hu[::-1] if upward else hu
     spacing = _slices_first(image.domain.spacing, axis)
 
-    threshold = LUNG_THRESHOLD_HU if np.percentile(hu, 0.5) < -500 else otsu_threshold(hu)
+    threshold = LUNG_THRESHOLD_HU
+    if np.percentile(hu, 0.5) > -500:
+        threshold = otsu_threshold(hu)
+        warnings.warn(
+            f"{image.source or 'image'}: no air below -500 HU, so these are no HU values; lungs are taken as what lies "
+            f"below {threshold:.4g} (Otsu): look at the mask",
+            RegistrationWarning,
+            stacklevel=2,
+        )
     air = hu < threshold
     body = body_outline(~air, spacing)
     inside = air & body
@@ -75,7 +87,10 @@ def otsu_threshold(values: NDArray[Any], bins: int = 256) -> float:
     mean = np.cumsum(counts * centres) / max(counts.sum(), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean[-1] * weight - mean) ** 2 / (weight * (1 - weight))
-    return float(edges[int(np.nanargmax(np.where(np.isfinite(between), between, -1))) + 1])
+    between = np.where(np.isfinite(between), between, -1)
+    # Empty bins between the classes are all equally good: the middle of them.
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
+    return float(edges[best + 1].mean())
 
 
 def body_outline(tissue: Bools, spacing: tuple[float, float, float]) -> Bools:

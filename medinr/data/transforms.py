@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.croppad.array import SpatialCrop
-from monai.transforms.intensity.array import GaussianSmooth
 from monai.transforms.spatial.array import Spacing
 from monai.transforms.transform import MapTransform
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from medinr.data.lungs import lung_mask
@@ -164,7 +164,9 @@ class Resampled(Reading):
         factors = [self.spacing_mm / s for s in domain_of(volume).spacing]
         sigmas = [np.sqrt(max(f * f - 1.0, 0.0)) / 2.355 for f in factors]
         if max(sigmas) > 0:
-            volume = GaussianSmooth(sigma=[max(s, 1e-3) for s in sigmas])(volume)
+            # Not MONAI's GaussianSmooth: it pads with zeros, and the air around a CT is -1000.
+            smooth = gaussian_filter(volume.as_tensor()[0].numpy(), sigmas, mode="nearest")
+            volume = to_meta(torch.from_numpy(smooth), domain_of(volume), str(volume.meta.get("source", "")))
         return _meta(Spacing(pixdim, mode="bilinear", padding_mode="border")(volume))
 
 
