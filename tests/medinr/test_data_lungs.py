@@ -39,7 +39,8 @@ def chest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hu[trachea | bronchi] = -990
     gas = np.broadcast_to(((x - 80) / 30) ** 2 + (y / 40) ** 2 + ((z + 104) / 13) ** 2 < 1, SHAPE)
     hu[gas & ~lungs] = -1000
-    return hu + np.random.default_rng(0).normal(0, 20, SHAPE), lungs, trachea & ~lungs
+    above_carina = trachea & ~lungs & np.broadcast_to(z > 25, SHAPE)
+    return hu + np.random.default_rng(0).normal(0, 20, SHAPE), lungs, above_carina
 
 
 def image(hu: np.ndarray, affine: np.ndarray | None = None) -> Image:
