@@ -1,0 +1,63 @@
+"""Files that are either whole or not there."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medinr.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, with the same suffixes; it replaces ``path`` when the block ends well.
+
+    Missing folders are made. When the block fails the temporary file is removed and an older file of that name stays
+    as it was.
+
+    Raises:
+        UserError: the folder cannot be made or written to, or the disk is full.
+    """
+    target = Path(path)
+    suffix = "".join(target.suffixes[-2:]) if target.suffix == ".gz" else target.suffix
+    temporary = target.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{target}: expected to be able to write it, found: {reason}; choose a folder that is writable and has room"
+        ) from error
+    finally:
+        if target.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def existing_file(path: str | Path) -> Path:
+    """``path`` if it is a file with something in it.
+
+    Raises:
+        UserError: it is missing, a folder, empty or unreadable.
+    """
+    file = Path(path)
+    try:
+        if not file.exists():
+            raise UserError(f"{file}: expected a file, found nothing of that name; check the path")
+        if file.is_dir():
+            raise UserError(f"{file}: expected a file, found a folder; name one file in it")
+        if file.stat().st_size == 0:
+            raise UserError(f"{file}: expected data, found an empty file (0 bytes); copy or export it again")
+        if not os.access(file, os.R_OK):
+            raise UserError(f"{file}: expected a readable file, found no permission to read; change its permissions")
+    except OSError as error:
+        raise UserError(f"{file}: expected a readable file, found: {error.strerror}; check the path") from error
+    return file

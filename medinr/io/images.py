@@ -1,0 +1,299 @@
+"""Images, masks and label volumes from and to files: NIfTI by nibabel, MetaImage and NRRD by SimpleITK (optional).
+
+Arrays keep the axes of the file, [i, j, k] as nibabel gives them, whatever their orientation; the affine maps voxel
+indices to RAS millimetres. ITK's LPS is converted here and nowhere above.
+"""
+
+import importlib
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from medinr.errors import UserError
+from medinr.io.files import atomic_path, existing_file
+from medinr.space import Domain, Image
+from medinr.types import Mask
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS <-> LPS; its own inverse."""
+
+ImageLike = str | Path | SpatialImage | Image
+"""What :func:`as_image` accepts; a SimpleITK image too, which cannot be named here without importing SimpleITK."""
+
+
+def read_image(path: str | Path) -> Image:
+    """Read a 3-D scan: float32 [1, X, Y, Z] with its domain.
+
+    Intensity scaling (scl_slope, scl_inter) is applied; the affine is nibabel's best one (sform, else qform). A
+    trailing axis of one is dropped.
+
+    Raises:
+        UserError: missing, empty, truncated or unreadable file; not 3-D; NaN or infinite voxels; a constant image; a
+            singular affine.
+    """
+    values, domain = _read_array(path)
+    return _checked_image(values, domain, str(path))
+
+
+def as_image(source: Any) -> Image:
+    """An :class:`Image` from a path, a nibabel image, a SimpleITK image or an :class:`Image`, checked as read_image."""
+    if isinstance(source, Image):
+        return _checked_image(source.data, source.domain, source.source or "image")
+    values, domain, name = _array_of(source)
+    if domain is None:
+        raise UserError(
+            f"image: expected a path, a nibabel or SimpleITK image or a medinr Image, found {type(source).__name__} "
+            "which has no affine; wrap it as medinr.space.Image(data[None], Domain.of(shape, affine))"
+        )
+    return _checked_image(values, domain, name)
+
+
+def read_mask(source: Any, domain: Domain) -> Mask:
+    """Read a mask, bool [X, Y, Z] (voxels above 0.5), on the grid of its image.
+
+    Args:
+        source: a path, a nibabel or SimpleITK image, an Image, or an array [X, Y, Z] that is on the grid already.
+        domain: grid of the image that the mask belongs to.
+
+    Raises:
+        UserError: as for read_image; another grid; no voxel inside.
+    """
+    values, name = _on_grid(source, domain, "mask")
+    mask = torch.from_numpy(np.ascontiguousarray(values > 0.5))
+    if not mask.any():
+        raise UserError(f"{name}: expected a mask with voxels above 0.5, found none; give a mask that is not empty")
+    return mask
+
+
+def read_labels(source: Any, domain: Domain) -> Tensor:
+    """Read a label volume, int16 (int32 where needed) [X, Y, Z], on the grid of its image; arguments as read_mask.
+
+    Raises:
+        UserError: as for read_image; another grid; values that are not whole numbers; no label but 0.
+    """
+    values, name = _on_grid(source, domain, "labels")
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    if values.dtype.kind == "f" and np.abs(values - whole).max() > 1e-3:
+        wrong = values[np.abs(values - whole) > 1e-3][0]
+        raise UserError(
+            f"{name}: expected whole numbers as labels, found {wrong:g}; resample labels with nearest neighbour"
+        )
+    if not whole.any():
+        raise UserError(
+            f"{name}: expected labels above 0, found background only; give a label volume that is not empty"
+        )
+    limits = np.iinfo(np.int16)
+    small = limits.min <= whole.min() and whole.max() <= limits.max
+    return torch.from_numpy(np.ascontiguousarray(whole.astype(np.int16 if small else np.int32)))
+
+
+def write_image(path: str | Path, data: Tensor | NDArray[Any], domain: Domain, dtype: DTypeLike | None = None) -> None:
+    """Write [X, Y, Z] (or [1, X, Y, Z]) as NIfTI with sform and qform in scanner coordinates, millimetres.
+
+    The file is whole or not there. Without ``dtype``: bool becomes uint8, 64-bit types become 32-bit ones. A sheared
+    affine does not fit into a qform; its code is then 0, so that no reader takes it for the truth.
+
+    Raises:
+        UserError: a suffix other than .nii or .nii.gz; a folder that cannot be written to; a full disk.
+    """
+    array = _numpy(data)
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.shape != domain.shape:
+        raise ValueError(f"{path}: expected values {domain.shape}, got {array.shape}")
+    save_nifti(path, array.astype(dtype or _storage_type(array.dtype), copy=False), domain)
+
+
+def save_nifti(path: str | Path, array: NDArray[Any], domain: Domain, intent: str = "none") -> None:
+    """Write an array whose first three axes are the domain's; ``intent`` is nibabel's name of the NIfTI intent."""
+    if suffix_of(Path(path)) not in NIFTI_SUFFIXES:
+        raise UserError(f"{path}: expected a name ending in .nii or .nii.gz, found {Path(path).name}; change the name")
+    affine = domain.voxel_to_world.numpy()
+    image = nib.nifti1.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent(intent)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    written = Domain.of(domain.shape, image.get_qform())
+    if not written.same_grid(domain, tolerance_mm=1e-2):
+        image.set_qform(None, code=0)
+    with atomic_path(path) as temporary:
+        image.to_filename(temporary)
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix in lower case, ``.nii.gz`` as one."""
+    name = path.name.lower()
+    return next((s for s in (*NIFTI_SUFFIXES, *ITK_SUFFIXES) if name.endswith(s)), path.suffix.lower())
+
+
+def _numpy(data: Any) -> NDArray[Any]:
+    return data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+
+
+def _storage_type(dtype: np.dtype[Any]) -> DTypeLike:
+    if dtype.kind == "b":
+        return np.uint8
+    if dtype.kind == "f":
+        return np.float32
+    return np.int32 if dtype == np.int64 else dtype
+
+
+def _read_array(path: str | Path) -> tuple[NDArray[Any], Domain]:
+    """Values [X, Y, Z] in the type that the file gives, and the domain."""
+    file = existing_file(path)
+    suffix = suffix_of(file)
+    if suffix in NIFTI_SUFFIXES:
+        image = load_nifti(file)
+        return _volume(nifti_values(image, str(file)), str(file)), checked_domain(image.shape, image.affine, str(file))
+    if suffix in ITK_SUFFIXES:
+        sitk = import_sitk(str(file))
+        try:
+            return _from_sitk(sitk, sitk.ReadImage(str(file)), str(file))
+        except RuntimeError as error:
+            raise _unreadable(str(file), suffix, error) from error
+    raise UserError(
+        f"{file}: expected {', '.join((*NIFTI_SUFFIXES, *ITK_SUFFIXES))}, found {suffix or 'no suffix'}; "
+        "convert it to NIfTI (dcm2niix for DICOM)"
+    )
+
+
+def load_nifti(file: Path) -> Any:
+    """The nibabel image of a NIfTI file, its voxels not read yet."""
+    try:
+        return nib.loadsave.load(file)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise _unreadable(str(file), "NIfTI", error) from error
+
+
+def nifti_values(image: Any, name: str) -> NDArray[Any]:
+    """The scaled voxels of a nibabel image."""
+    try:
+        values: NDArray[Any] = np.asanyarray(image.dataobj)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise _unreadable(name, "NIfTI", error) from error
+    if values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{name}: expected one real number per voxel, found type {values.dtype}; convert to grey values"
+        )
+    return values
+
+
+def _unreadable(name: str, kind: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return UserError(
+        f"{name}: expected a whole {kind} file, found one that cannot be read ({reason}); copy or export it again"
+    )
+
+
+def import_sitk(name: str) -> ModuleType:
+    """SimpleITK, or a UserError that tells how to install it."""
+    try:
+        return importlib.import_module("SimpleITK")
+    except ImportError as error:
+        raise UserError(
+            f"{name}: expected SimpleITK to read this format, found it not installed; pip install medinr[itk]"
+        ) from error
+
+
+def _from_sitk(sitk: ModuleType, image: Any, name: str) -> tuple[NDArray[Any], Domain]:
+    components = image.GetNumberOfComponentsPerPixel()
+    if components != 1:
+        raise UserError(f"{name}: expected one value per voxel, found {components}; convert to grey values")
+    size = tuple(image.GetSize())
+    values = _volume(sitk.GetArrayFromImage(image).T, name)
+    n = image.GetDimension()
+    lps = np.eye(4)
+    lps[:3, :3] = (np.array(image.GetDirection()).reshape(n, n) * np.array(image.GetSpacing()))[:3, :3]
+    lps[:3, 3] = image.GetOrigin()[:3]
+    return values, checked_domain(size, RAS_LPS @ lps, name)
+
+
+def _volume(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Three axes, or a UserError; trailing axes of one are dropped."""
+    shape = values.shape
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        advice = "give one volume of it" if values.ndim > 3 else "give a volume"
+        raise UserError(f"{name}: expected a 3-D image, found {len(shape)}-D of shape {tuple(shape)}; {advice}")
+    return values
+
+
+def checked_domain(shape: Any, affine: Any, name: str) -> Domain:
+    """The domain of an affine to RAS mm, or a UserError where it cannot be inverted."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    sides = np.linalg.norm(matrix[:3, :3], axis=0)
+    finite = bool(np.isfinite(matrix).all())
+    if not finite or sides.min() <= 0 or abs(np.linalg.det(matrix[:3, :3] / sides)) < 1e-6:
+        rows = matrix[:3].round(4).tolist()
+        raise UserError(f"{name}: expected an invertible affine, found {rows}; correct sform and qform in its header")
+    return Domain.of(tuple(shape)[:3], matrix)
+
+
+def _checked_image(values: Any, domain: Domain, name: str) -> Image:
+    data = (
+        values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float32, order="C"))[None]
+    )
+    data = data.float()
+    bad = int((~torch.isfinite(data)).sum())
+    if bad:
+        raise UserError(
+            f"{name}: expected finite voxels, found {bad} of {data.numel()} that are NaN or infinite; replace them"
+        )
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise UserError(f"{name}: expected an image with contrast, found the constant {low:g}; is it the right file?")
+    return Image(data, domain, name)
+
+
+def _array_of(source: Any) -> tuple[NDArray[Any], Domain | None, str]:
+    """Values [X, Y, Z], the domain where the source has one, and a name for messages."""
+    if isinstance(source, str | Path):
+        return *_read_array(source), str(source)
+    if isinstance(source, Image):
+        return _volume(_numpy(source.data[0]), source.source or "image"), source.domain, source.source or "image"
+    if isinstance(source, SpatialImage):
+        name = str(source.get_filename() or "nibabel image")
+        return _volume(nifti_values(source, name), name), checked_domain(source.shape, source.affine, name), name
+    if type(source).__module__.startswith("SimpleITK"):
+        return *_from_sitk(import_sitk("SimpleITK image"), source, "SimpleITK image"), "SimpleITK image"
+    if isinstance(source, Tensor | np.ndarray):
+        values = _numpy(source)
+        return _volume(values[0] if values.ndim == 4 and values.shape[0] == 1 else values, "array"), None, "array"
+    raise UserError(
+        f"image: expected a path, a nibabel or SimpleITK image or an array, found {type(source).__name__}; "
+        "give one of these"
+    )
+
+
+def _on_grid(source: Any, domain: Domain, what: str) -> tuple[NDArray[Any], str]:
+    """Finite values [X, Y, Z] on the grid of ``domain``, and a name for messages."""
+    values, own, name = _array_of(source)
+    name = f"{what} {name}" if own is None else name
+    own = own or Domain(values.shape, domain.affine)
+    if own.shape != domain.shape:
+        raise UserError(
+            f"{name}: expected the grid of its image, shape {domain.shape}, found {own.shape}; "
+            f"resample the {what} onto the image"
+        )
+    if not own.same_grid(domain, tolerance_mm=max(0.01 * min(domain.spacing), 1e-3)):
+        gap = (own.voxel_to_world[:3] - domain.voxel_to_world[:3]).abs().max(dim=0).values
+        raise UserError(
+            f"{name}: expected the affine of its image, found one that differs by up to {float(gap[3]):.3g} mm in the "
+            f"origin and {float(gap[:3].max()):.3g} mm in the voxel axes; resample the {what} onto the image"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(f"{name}: expected finite voxels, found NaN or infinite ones; replace them")
+    return values, name

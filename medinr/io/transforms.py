@@ -1,0 +1,87 @@
+"""Displacement fields from and to files, as ITK, ANTs and Slicer read them.
+
+Inside medinr a displacement is a vector in RAS mm at a voxel of the fixed image: phi(p) = p + d(p) maps fixed world to
+moving world. On disk it is a 5-D NIfTI (X, Y, Z, 1, 3) of intent 1007 (vector) that holds LPS mm, with a JSON beside
+it that says so.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medinr.errors import UserError
+from medinr.io.files import existing_file, write_text
+from medinr.io.images import NIFTI_SUFFIXES, checked_domain, load_nifti, nifti_values, save_nifti, suffix_of
+from medinr.space import Domain
+
+INTENT_DISPLACEMENT = 1006
+INTENT_VECTOR = 1007
+
+
+def write_displacement(path: str | Path, displacement: Tensor, domain: Domain) -> None:
+    """Write a displacement, RAS mm [X, Y, Z, 3] on ``domain``, and its JSON; each is whole or not there.
+
+    Raises:
+        UserError: a suffix other than .nii or .nii.gz; a folder that cannot be written to; a full disk.
+    """
+    values = displacement.detach().cpu().float().numpy()
+    if values.shape != (*domain.shape, 3):
+        raise ValueError(f"{path}: expected displacements {(*domain.shape, 3)}, got {values.shape}")
+    lps = values * np.array([-1, -1, 1], dtype=np.float32)
+    save_nifti(path, lps[:, :, :, None, :], domain, intent="vector")
+    write_text(sidecar_path(path), json.dumps(_convention(domain), indent=2) + "\n")
+
+
+def read_displacement(path: str | Path) -> tuple[Tensor, Domain]:
+    """Read a displacement: RAS mm [X, Y, Z, 3] (float32) and its domain.
+
+    Intent 1007 (vector) holds LPS mm, as ITK and ANTs write it. Intent 1006 (displacement vector) holds RAS mm: ITK
+    and Slicer flip x and y when they read it.
+
+    Raises:
+        UserError: any other shape or intent; values that are not finite; a file that cannot be read.
+    """
+    file = existing_file(path)
+    if suffix_of(file) not in NIFTI_SUFFIXES:
+        raise UserError(
+            f"{file}: expected a displacement as .nii or .nii.gz, found {file.name}; convert it to 5-D NIfTI"
+        )
+    image = load_nifti(file)
+    shape, intent = tuple(image.shape), int(image.header["intent_code"])
+    if len(shape) != 5 or shape[3:] != (1, 3):
+        raise UserError(
+            f"{file}: expected a displacement of shape (X, Y, Z, 1, 3), found {shape}; "
+            "convert it to a 5-D NIfTI of intent 1007 in LPS mm"
+        )
+    if intent not in (INTENT_DISPLACEMENT, INTENT_VECTOR):
+        raise UserError(
+            f"{file}: expected intent 1007 (vector, LPS mm) or 1006 (displacement, RAS mm), found {intent}: unit and "
+            "frame of its vectors are unknown; set the intent in its header"
+        )
+    values = np.array(nifti_values(image, str(file))[:, :, :, 0, :], dtype=np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise UserError(f"{file}: expected finite displacements, found NaN or infinite ones; replace them")
+    if intent == INTENT_VECTOR:
+        values *= np.array([-1, -1, 1], dtype=np.float32)
+    return torch.from_numpy(values), checked_domain(shape, image.affine, str(file))
+
+
+def sidecar_path(path: str | Path) -> Path:
+    """``displacement.nii.gz`` -> ``displacement.json``."""
+    file = Path(path)
+    return file.with_name(file.name[: -len(suffix_of(file))] + ".json")
+
+
+def _convention(domain: Domain) -> dict[str, object]:
+    return {
+        "kind": "displacement field",
+        "unit": "mm",
+        "space": "LPS",
+        "direction": "fixed to moving: add the vector at a fixed point to get the corresponding moving point",
+        "convention": "NIfTI (X, Y, Z, 1, 3), intent 1007 (vector); moved(p) = moving(p + d(p)); reads unchanged in "
+        "ITK, ANTs and Slicer",
+        "grid": {"of": "fixed image", "shape": list(domain.shape), "affine_ras": [list(r) for r in domain.affine]},
+    }
