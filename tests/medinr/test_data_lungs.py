@@ -37,8 +37,8 @@ def chest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     trachea = np.broadcast_to((x**2 + y**2 < 9**2) & (z > 20), SHAPE)
     bronchi = np.broadcast_to((np.abs(z - 17) < 6) & (y**2 < 36) & (np.abs(x) < 45), SHAPE)
     hu[trachea | bronchi] = -990
-    gas = np.broadcast_to(((x - 80) / 30) ** 2 + (y / 40) ** 2 + ((z + 104) / 13) ** 2 < 1, SHAPE)
-    hu[gas & ~lungs] = -1000
+    gas = np.broadcast_to(((x - 80) / 30) ** 2 + (y / 40) ** 2 + ((z + 108) / 9) ** 2 < 1, SHAPE)
+    hu[gas] = -1000
     above_carina = trachea & ~lungs & np.broadcast_to(z > 25, SHAPE)
     return hu + np.random.default_rng(0).normal(0, 20, SHAPE), lungs, above_carina
 
@@ -58,6 +58,7 @@ def test_lungs_with_their_vessels_without_trachea_gas_and_table() -> None:
     assert dice(mask, lungs) > 0.97
     assert mask[lungs & (hu > -400)].mean() > 0.93  # vessels; those along the pleura are lost
     assert mask[trachea].mean() < 0.02
+    assert not mask[..., 0].any() and (hu[..., 0] < -900)[30:].any()  # stomach gas
     assert lung_mask(image(hu), remove_trachea=False).numpy()[trachea].mean() > 0.9
     without = lung_mask(image(hu), closing_mm=0.0).numpy()
     assert without.sum() < mask.sum()
