@@ -1,7 +1,17 @@
 """Callbacks and loggers that every run has: its folder, its checkpoints, its progress bar, its results."""
 
 from medinr.callbacks.checkpoints import ConfigInCheckpoint, LastCheckpoint, RandomStates
-from medinr.callbacks.logs import MetricsFile
+from medinr.callbacks.logs import KeepFiles, MetricsFile
 from medinr.callbacks.progress import RunProgress
+from medinr.callbacks.results import Preview, ResultWriter
 
-__all__ = ["ConfigInCheckpoint", "LastCheckpoint", "MetricsFile", "RandomStates", "RunProgress"]
+__all__ = [
+    "ConfigInCheckpoint",
+    "KeepFiles",
+    "LastCheckpoint",
+    "MetricsFile",
+    "Preview",
+    "RandomStates",
+    "ResultWriter",
+    "RunProgress",
+]

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from medinr.callbacks.runs import FINISHED, LAST
 from medinr.errors import UserError
+from medinr.space import Domain
 
 
 def random_states() -> dict[str, Any]:
@@ -89,10 +90,10 @@ class LastCheckpoint(Checkpoint):
                 os.replace(part, self.path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space and continue") from None
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.interrupted:
             self.finished.write_text(f"step {trainer.global_step}\n")
 
 
@@ -107,8 +108,10 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(f"{path}: expected a checkpoint of medinr, found a file that torch cannot read: {reason}") from None
+        kind = type(error).__name__
+        raise UserError(
+            f"{path}: expected a checkpoint of medinr, found a file that torch cannot read ({kind})"
+        ) from None
     if not isinstance(found, dict) or "state_dict" not in found or "medinr" not in found:
         raise UserError(f"{path}: expected a checkpoint of medinr, found a file of another program")
     return found
@@ -129,3 +132,17 @@ def check_fits(path: Path, checkpoint: Mapping[str, Any], model: torch.nn.Module
                 f"{there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in the model; "
                 "use the config.yaml of its own run"
             )
+
+
+def check_grid(path: Path, checkpoint: Mapping[str, Any], domain: Domain) -> None:
+    """The checkpoint was fitted on the fixed image's grid.
+
+    Raises:
+        UserError: it was fitted on another: another case, crop or spacing.
+    """
+    there = Domain.from_dict(checkpoint["medinr"]["domain"])
+    if not there.same_grid(domain):
+        raise UserError(
+            f"{path}: it was fitted on another fixed image: its grid is {there.shape} voxels, the data's "
+            f"{domain.shape} (or lies elsewhere); use the data section of its own config.yaml"
+        )

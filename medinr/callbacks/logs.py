@@ -3,12 +3,15 @@
 import csv
 import netrc
 import os
+import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import lightning
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 PROJECT = "medinr"
@@ -73,7 +76,7 @@ def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) 
     import wandb
 
     name = f"{run.parent.name}/{run.name}"
-    return WandbLogger(
+    logger = WandbLogger(
         name=name if job == "fit" else f"{name}/{job}",
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         save_dir=run,
@@ -84,3 +87,34 @@ def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) 
         # W&B stays silent: the end of the run says where everything is.
         settings=wandb.Settings(silent=True, console="off"),
     )
+    # Lightning hands on a setting that W&B dropped, and W&B complains of it on every start.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
+
+
+class KeepFiles(Callback):
+    """Puts the configuration and the metrics into the W&B run as files: an offline run then holds them in plain text.
+
+    Args:
+        run: the run folder.
+        config: name of the configuration's file in it.
+        metrics: name of the metrics' file in it.
+    """
+
+    def __init__(self, run: Path, config: str, metrics: str) -> None:
+        self.run, self.config, self.metrics = Path(run), config, metrics
+
+    def _keep(self, trainer: lightning.Trainer, name: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero and (self.run / name).exists():
+                # A copy, because W&B itself would link to the file, and says so every time.
+                folder = Path(logger.experiment.dir)
+                target = folder / Path(name).name
+                shutil.copyfile(self.run / name, target)
+                logger.experiment.save(str(target), base_path=str(folder), policy="now")
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._keep(trainer, self.config)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._keep(trainer, self.metrics)

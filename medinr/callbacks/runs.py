@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jsonargparse import get_loader
 
 from medinr.errors import UserError
 
@@ -35,7 +35,7 @@ def new_run(root: Path, experiment: str, now: time.struct_time | None = None) ->
             return run
         except FileExistsError:
             if not run.is_dir():
-                raise UserError(f"{run}: expected to make a folder there, found a file; choose another --runs") from None
+                raise UserError(f"{run}: expected to make a folder there, found a file; choose other --runs") from None
             n += 1
         except OSError as error:
             raise UserError(f"{run}: cannot be made ({error.strerror}); choose another --runs") from None
@@ -66,11 +66,16 @@ def is_finished(run: Path) -> bool:
     return (run / FINISHED).exists()
 
 
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML, read as the command line reads it (1e-3 is a number)."""
+    return get_loader("yaml")(text)
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved configuration of a run, {} where there is none."""
     try:
-        found = yaml.safe_load((run / CONFIG).read_text())
-    except (OSError, yaml.YAMLError):
+        found = load_yaml((run / CONFIG).read_text())
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -109,8 +114,8 @@ def free_name(run: Path, stem: str, suffix: str) -> Path:
     return path
 
 
-def write_config(run: Path, config: Mapping[str, Any], stem: str = "config") -> Path:
-    """Write a configuration beside those that are already there."""
+def write_config(run: Path, config: str, stem: str = "config") -> Path:
+    """Write a configuration (YAML) beside those that are already there."""
     path = free_name(run, stem, ".yaml")
-    path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    path.write_text(config)
     return path

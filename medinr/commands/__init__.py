@@ -4,7 +4,7 @@ from typing import Any
 
 
 def command_parser(name: str, description: str, example: str) -> Any:
-    """A jsonargparse parser whose mistakes become one line (`medinr.commands.messages`), with an example in its help."""
+    """A jsonargparse parser whose mistakes become one line (see `messages`), with an example in its help."""
     import argparse
 
     from jsonargparse import ArgumentParser

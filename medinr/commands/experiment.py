@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 
@@ -19,16 +19,38 @@ import data_modules
 import medinr
 import medinr.losses
 import medinr.methods
-from medinr.callbacks import ConfigInCheckpoint, LastCheckpoint, MetricsFile, RandomStates, RunProgress, runs
-from medinr.callbacks.checkpoints import check_checkpoint, check_fits
+from medinr.callbacks import (
+    ConfigInCheckpoint,
+    KeepFiles,
+    LastCheckpoint,
+    MetricsFile,
+    Preview,
+    RandomStates,
+    ResultWriter,
+    RunProgress,
+    runs,
+)
+from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid
 from medinr.callbacks.logs import wandb_logger, why_offline
 from medinr.commands.messages import explain, one_line
 from medinr.errors import UserError
 from medinr.methods import RegistrationMethod
+from medinr.results import summary
 
 DEFAULTS = Path(medinr.__file__).parent / "defaults.yaml"
-OWN_KEYS = ("seed_everything", "experiment", "runs", "wandb", "out", "config", "ckpt_path", "weights_only", "model", "data")
-PER_CALL = ("config", "ckpt_path", "weights_only", "out", "verbose", "return_predictions")
+OWN_KEYS = (
+    "seed_everything",
+    "experiment",
+    "runs",
+    "wandb",
+    "out",
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "model",
+    "data",
+)
+PER_CALL = ("config", "ckpt_path", "weights_only", "out")
 """Keys of one call that have no place in a run's config.yaml, so that it serves all four subcommands."""
 
 
@@ -50,12 +72,14 @@ class Place:
     be known after a failure is kept outside of it."""
 
     run: Path = Path()
+    results: Path = Path()
     made: bool = False
+    offline: str | None = None
 
     def discard(self) -> None:
-        """Take back a folder in which no fit got as far as its first checkpoint."""
-        if self.made and not (self.place.run / runs.LAST).exists():
-            runs.discard(self.place.run)
+        """Take back a folder in which nothing was computed."""
+        if self.made and not any((self.run / name).exists() for name in (runs.LAST, "metrics.csv")):
+            runs.discard(self.run)
 
 
 class ExperimentCLI(LightningCLI):
@@ -77,11 +101,36 @@ class ExperimentCLI(LightningCLI):
             args=[command, *args],
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As LightningCLI's, less the arguments that only some subcommands have: one config.yaml serves all."""
+        return {k: {*v, "verbose", "return_predictions"} for k, v in LightningCLI.subcommands().items()}
+
+    def validate(self, **kwargs: Any) -> None:
+        """Called by LightningCLI in place of the trainer's method; `report` prints the metrics."""
+        self.trainer.validate(**kwargs, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:
+        """As `validate`."""
+        self.trainer.test(**kwargs, verbose=False)
+
+    def predict(self, **kwargs: Any) -> None:
+        """As `validate`; predictions are written, not kept."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--experiment", type=str | None, default=None, help="its name (default: the last --config's)")
+        parser.add_argument(
+            "--experiment", type=str | None, default=None, help="its name (default: the last --config's)"
+        )
         parser.add_argument("--runs", type=str, default="runs", help="folder that holds all run folders")
         parser.add_argument("--wandb", type=bool, default=True, help="log to Weights & Biases, offline where need be")
         parser.add_argument("--out", type=str | None, default=None, help="folder for test's and predict's results")
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        given = self.config[self.command].get("ckpt_path")
+        if given and given != "last":  # before LightningCLI looks into it
+            check_checkpoint(Path(given))
 
     # -- configuration -------------------------------------------------------------------------------------------
 
@@ -96,12 +145,13 @@ class ExperimentCLI(LightningCLI):
         files = [str(f) for f in self.value("config") or []]
         return Path(files[-1]).stem if files else str(self.value("model").class_path).rpartition(".")[2]
 
-    def resolved(self) -> dict[str, Any]:
-        """The configuration that `run folders` keep: everything but what belongs to this one call."""
-        text = self.parser.dump(self.config, skip_none=False)
-        found: dict[str, Any] = yaml.safe_load(text)[self.command]
-        found = {k: v for k, v in found.items() if k not in PER_CALL}
-        return found | {"experiment": self.experiment}
+    def resolved(self) -> str:
+        """The configuration that a run folder keeps, as YAML: everything but what belongs to this one call."""
+        config = self.config[self.command].clone()
+        for key in PER_CALL:
+            config.pop(key, None)
+        config["experiment"] = self.experiment
+        return str(self._parser(self.command).dump(config, skip_none=False, skip_validation=True))
 
     def instantiate_classes(self) -> None:
         try:
@@ -119,23 +169,35 @@ class ExperimentCLI(LightningCLI):
             raise UserError("trainer.default_root_dir: every run has its own folder; choose where with --runs")
         if self.value("out") and self.command not in ("test", "predict"):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
-        config = self.resolved()
+        text = self.resolved()
+        config = runs.load_yaml(text)
         checkpoint, run = self._find(config)
         resumed = None
         if checkpoint is not None:
             content = check_checkpoint(checkpoint)
             check_fits(checkpoint, content, self.model)
+            if hasattr(self.datamodule, "domain"):
+                check_grid(checkpoint, content, self.datamodule.domain)
             resumed = int(content.get("global_step", 0)) if self.command == "fit" else None
             self._set("ckpt_path", str(checkpoint))
         place = self.place
         place.run, place.made = run or self._new_run(), run is None
+        written = runs.CONFIG
         if place.made or self.command != "fit":
-            runs.write_config(place.run, config, "config" if place.made else f"config.{self.command}")
-        folder = place.run if self.command == "fit" else place.run / self.command
+            written = runs.write_config(place.run, text, "config" if place.made else f"config.{self.command}").name
+        metrics = "metrics.csv" if self.command == "fit" else f"{self.command}/metrics.csv"
+        place.results = Path(self.value("out") or place.run / "results")
         return super().instantiate_trainer(
             default_root_dir=str(place.run),
-            logger=[MetricsFile(folder, resumed), *self._loggers(given.get("logger"), config)],
-            callbacks=[*_as_list(given.get("callbacks")), *self._callbacks(given, config)],
+            logger=[
+                MetricsFile((place.run / metrics).parent, resumed),
+                *self._loggers(given.get("logger"), config),
+            ],
+            callbacks=[
+                *_as_list(given.get("callbacks")),
+                *self._callbacks(given, config),
+                KeepFiles(place.run, written, metrics),
+            ],
             **kwargs,
         )
 
@@ -176,16 +238,19 @@ class ExperimentCLI(LightningCLI):
         if chosen or given is False or not self.value("wandb"):
             return chosen
         reason = why_offline()
-        if reason:
-            print(f"Weights & Biases: offline ({reason}); send later with: wandb sync {self.place.run}/wandb/offline-run-*")
+        self.place.offline = reason
         return [wandb_logger(self.place.run, config, self.command, bool(reason))]
 
     def _callbacks(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> list[Any]:
         found: list[Any] = [RandomStates(), ConfigInCheckpoint(config)]
         if given.get("enable_progress_bar") is not False:
             found.append(RunProgress())
-        if self.command == "fit" and given.get("enable_checkpointing") is not False:
-            found.append(LastCheckpoint(self.place.run))
+        if self.command == "fit":
+            found.append(Preview(self.place.run))
+            if given.get("enable_checkpointing") is not False:
+                found.append(LastCheckpoint(self.place.run))
+        elif self.command in ("test", "predict"):
+            found.append(ResultWriter(self.place.results))
         return found
 
 
@@ -199,11 +264,16 @@ def _constructor_line(error: ValueError) -> str:
     return explain(argparse.ArgumentError(None, str(error))) or one_line(str(error))
 
 
-def report(metrics: Mapping[str, Any]) -> str:
-    """The main metrics as a small table."""
-    rows = {k: float(v) for k, v in metrics.items() if k.split("/")[0] in ("tre", "dsc", "image", "folding", "displacement")}
-    width = max(map(len, rows), default=0)
-    return "\n".join(f"  {name:<{width}}  {value:.4g}" for name, value in rows.items())
+def report(trainer: lightning.Trainer) -> str:
+    """The metrics that a person wants to see at the end."""
+    found = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ResultWriter):
+            found |= callback.metrics
+    try:
+        return summary(found)
+    except KeyError:  # an evaluation without images knows the landmarks only
+        return "\n".join(f"  {name}  {value:.4g}" for name, value in found.items() if name.startswith("tre/"))
 
 
 def main(command: str, args: list[str]) -> int:
@@ -217,15 +287,20 @@ def main(command: str, args: list[str]) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own handler ends the process with code 1
             raise KeyboardInterrupt from None
         raise
-    except UserError:
-        _finish_tracking()
-        place.discard()
-        raise
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(str(error))}") from error
     finally:
         _finish_tracking()
+        place.discard()
         os.environ.pop("MEDINR_RUN", None)
-    print(report(cli.trainer.callback_metrics))
-    print(f"{command} took {time.perf_counter() - begin:.0f} s; everything is in {place.run}")
+    if cli.trainer.is_global_zero:
+        where = place.results if command in ("test", "predict") else place.run
+        lines = [report(cli.trainer), f"{command} took {time.perf_counter() - begin:.0f} s; its results are in {where}"]
+        if place.offline:
+            lines.append(
+                f"Weights & Biases: offline ({place.offline}); later: wandb sync {place.run}/wandb/offline-run-*"
+            )
+        print("\n".join(line for line in lines if line))
     return 0
 
 

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -56,12 +57,14 @@ def _argument_error(text: str, command: str, args: Sequence[str]) -> str:
         return f"{option}: no such option{did_you_mean(option, known)}; see medinr {command} --help"
     if found := re.match(r"the following arguments are required: (.+)", text):
         names = found[1].replace(f"{command}.", "")
-        hint = "give --config FILE.yaml" if set(names.split(", ")) <= {"model", "data"} else f"see medinr {command} --help"
+        hint = (
+            "give --config FILE.yaml" if set(names.split(", ")) <= {"model", "data"} else f"see medinr {command} --help"
+        )
         return f"{names}: missing; {hint}"
     if found := re.match(r"Parser key \"config\": File does not exist: '([^']+)'", text):
         return f"--config: no file {found[1]}"
     if text.startswith("Problems parsing config"):
-        files = [b for a, b in zip(args, args[1:], strict=False) if a in ("-c", "--config")]
+        files = [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
         where = ", ".join(files) or "--config"
         reason = text.split(":", 1)[1].replace('in "<unicode string>",', "at")
         return f"{where}: not valid YAML: {reason}"
@@ -93,7 +96,7 @@ def _tree(text: str) -> str:
 def _leaf(line: str, keys: list[str], owner: str, text: str) -> str:
     where = ".".join(keys)
     if found := re.match(r"Option '([^']+)' is not accepted", line):
-        name = found[1]
+        name = found[1].split(".")[0]
         near = did_you_mean(name, _arguments(owner))
         return f"{where}.{name}: {owner.rpartition('.')[2]} has no such argument{near}"
     if found := re.match(r"Expected a dot import path string: (\S+)", line):
@@ -114,7 +117,8 @@ def _arguments(class_path: str) -> list[str]:
 
 
 def _subclasses(cls: type) -> list[type]:
-    return [c for s in cls.__subclasses__() for c in (s, *_subclasses(s))]
+    found: list[type] = cls.__subclasses__()
+    return found + [c for sub in found for c in _subclasses(sub)]
 
 
 def _classes(keys: Sequence[str]) -> list[str]:

@@ -1,0 +1,141 @@
+"""What runs leave to look at: pictures during a fit, files and tables after an evaluation."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+from medinr import figures
+from medinr.data.pair import Pair
+from medinr.results import Evaluation, evaluate, write_results
+from medinr.space import Domain, Image
+
+
+def thinned(pair: Pair, voxels: int) -> Pair:
+    """The pair with every k-th voxel of the fixed grid along each axis, so that at most about ``voxels`` are left."""
+    fixed = pair.fixed
+    k = max(1, math.ceil((fixed.domain.n_voxels / voxels) ** (1 / 3)))
+    if k == 1:
+        return pair
+    data = fixed.data[:, ::k, ::k, ::k]
+    steps = torch.diag(torch.tensor([k, k, k, 1.0], dtype=torch.float64))
+    domain = Domain.of(data.shape[1:], fixed.domain.voxel_to_world @ steps)
+    some = {n: v[::k, ::k, ::k] for n in ("fixed_mask", "fixed_labels") if (v := getattr(pair, n)) is not None}
+    return replace(pair, fixed=Image(data, domain), **some)
+
+
+def log_pictures(trainer: lightning.Trainer, pictures: Mapping[str, Path]) -> None:
+    """Send PNG files to W&B, if it is there."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            for key, path in pictures.items():
+                logger.log_image(key=key, images=[str(path)], step=trainer.global_step)
+
+
+def save_picture(path: Path, evaluation: Evaluation, pair: Pair, title: str = "") -> None:
+    """Fixed, moving, warped, differences, grid and Jacobian in three planes, as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = None if pair.fixed_mask is None else pair.fixed_mask.cpu()
+    figure = figures.registration_figure(
+        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
+        pair.domain, mask, title,
+    )  # fmt: skip
+    figures.save_figure(figure, path)
+
+
+class Preview(Callback):
+    """A picture and the dense metrics a few times in a fit, on a thinned grid so that they cost little.
+
+    The metrics have the names that `test` gives to those of the whole grid. Rank zero, at the end of an epoch.
+
+    Args:
+        run: the run folder; pictures go into its ``figures/``.
+        times: how often in a fit (and after the last step).
+        voxels: at most about this many are evaluated.
+    """
+
+    def __init__(self, run: Path, times: int = 4, voxels: int = 100_000) -> None:
+        self.run, self.times, self.voxels = Path(run), times, voxels
+
+    def due(self, trainer: lightning.Trainer) -> bool:
+        if not trainer.is_global_zero or trainer.sanity_checking or not trainer.training:
+            return False
+        total, length = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if total == float("inf") or not length:
+            return (trainer.current_epoch + 1) % 10 == 0
+        epochs = math.ceil(total / length)
+        return trainer.global_step >= total or (trainer.current_epoch + 1) % max(1, epochs // self.times) == 0
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        pair, transform = getattr(pl_module, "pair", None), getattr(pl_module, "transform", None)
+        if not isinstance(pair, Pair) or transform is None or not self.due(trainer):
+            return
+        path = self.run / "figures" / f"step-{trainer.global_step:06d}.png"
+        if path.exists():  # Lightning ends the epoch of the checkpoint once more when a fit is continued
+            return
+        few = thinned(pair.to("cpu"), self.voxels)
+        with torch.random.fork_rng(devices=[]):  # looking must not change what the fit draws next
+            evaluation = evaluate(transform(), few)
+        pl_module.log_dict({k: v for k, v in evaluation.metrics.items() if not k.startswith("tre/")})
+        save_picture(path, evaluation, few, f"{pair.name}, step {trainer.global_step}")
+        log_pictures(trainer, {"registration": path})
+
+
+class ResultWriter(Callback):
+    """Writes what `test` and `predict` computed: metrics.json and a picture, or every file of a registration.
+
+    Args:
+        out: folder of the results.
+
+    Attributes:
+        metrics: those of the last evaluation.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+        self.metrics: dict[str, float] = {}
+        self.files: list[Path] = []
+
+    def _take(self, trainer: lightning.Trainer, evaluation: Evaluation, pair: Pair) -> None:
+        self.metrics = evaluation.metrics
+        columns, row = ["case", *self.metrics], [pair.name, *self.metrics.values()]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table(key="cases", columns=columns, data=[row])
+
+    def on_test_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        found = outputs.get("evaluation") if isinstance(outputs, Mapping) else None
+        if not trainer.is_global_zero or not isinstance(found, Evaluation):
+            return
+        pair = pl_module.pair.to("cpu")
+        self._take(trainer, found, pair)
+        self.out.mkdir(parents=True, exist_ok=True)
+        part = self.out / "metrics.json.part"
+        part.write_text(json.dumps({"case": pair.name, **found.metrics}, indent=2) + "\n")
+        os.replace(part, self.out / "metrics.json")
+        picture = self.out / "figures" / "registration.png"
+        save_picture(picture, found, pair, pair.name)
+        self.files = [self.out / "metrics.json", picture]
+        log_pictures(trainer, {"registration": picture})
+
+    def on_predict_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if not trainer.is_global_zero or not isinstance(outputs, Evaluation):
+            return
+        pair = pl_module.pair.to("cpu")
+        self._take(trainer, outputs, pair)
+        self.files = write_results(self.out, pl_module, pair, outputs)
+        log_pictures(trainer, {p.stem: p for p in self.files if p.suffix == ".png"})
