@@ -8,6 +8,7 @@ Distances are in body millimetres and only approximately Euclidean: they set how
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from medinr.phantoms.thorax_canvas import Canvas, cover, drawn, ellipsoid, over,
 from medinr.phantoms.thorax_motion import cavity_axes, cavity_coordinates, cavity_level, smoothstep
 from medinr.phantoms.thorax_tree import Tree, grow_tree, polyline_tubes, tree_tubes
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Volume = NDArray[np.float32]
 
 LOBES = ("right upper", "right middle", "right lower", "left upper", "left lower")
@@ -54,9 +55,9 @@ def diaphragm_height(x: Array, y: Array, z: Array, habitus: Habitus) -> Array:
     """Height of the diaphragm above (x, y), mm: two domes that fall off towards the costophrenic recess."""
     side = np.tanh(x / 16.0)
     dome = 0.5 * (1 - side) * habitus.dome_right + 0.5 * (1 + side) * habitus.dome_left
-    flank = 0.0050 * (np.abs(x) - 42.0) ** 2 + np.where(y > -5, 0.0042, 0.0030) * (y + 5.0) ** 2
+    flank = 0.0062 * (np.abs(x) - 42.0) ** 2 + np.where(y > -5, 0.0056, 0.0040) * (y + 5.0) ** 2
     X, Y = cavity_coordinates(x, y, z)
-    recess = 24.0 * smoothstep((cavity_level(X, Y) - 0.72) / 0.30)
+    recess = 26.0 * smoothstep((cavity_level(X, Y) - 0.62) / 0.48)
     return np.asarray(dome - flank - recess)
 
 
@@ -68,7 +69,10 @@ def mediastinum_distance(x: Array, y: Array, z: Array, habitus: Habitus) -> Arra
     column = ellipsoid(x, y, z, (2.0, 6.0, 70.0), (23.0, 34.0, 90.0))
     aorta = np.hypot(x - 19.0, y - 38.0) - 14.0
     back = np.maximum(np.abs(x) - 12.0, 8.0 - y)
-    front = np.maximum(np.abs(x - 3.0) - 2.5, y + 10.0)
+    # Fat behind the sternum narrows to the line where the lungs touch.
+    _, b, c = cavity_axes(z)
+    fat = 11.0 * smoothstep((c - 0.62 * b - y) / 30.0) + 5.0 * smoothstep((z - 40.0) / 40.0)
+    front = np.maximum(np.abs(x - 3.0 - 0.05 * (z - 20.0)) - 2.0 - fat, y + 10.0)
     hila = np.minimum(
         ellipsoid(x, y, z, (-30.0, 10.0, 14.0), (18.0, 17.0, 22.0)),
         ellipsoid(x, y, z, (31.0, 13.0, 18.0), (18.0, 17.0, 22.0)),
@@ -81,7 +85,7 @@ def mediastinum_distance(x: Array, y: Array, z: Array, habitus: Habitus) -> Arra
 
 def lung_distance(x: Array, y: Array, z: Array, habitus: Habitus) -> Array:
     """Signed distance of the lungs (negative inside) before the cavity's wall cuts them off."""
-    apex = 110.0 - 0.010 * (np.abs(x) - 42.0) ** 2 - 0.009 * (y - 16.0) ** 2
+    apex = 112.0 - 0.020 * (np.abs(x) - 38.0) ** 2 - 0.014 * (y - 20.0) ** 2
     base = 0.8 * (diaphragm_height(x, y, z, habitus) - z)
     d = smooth_max(base, 0.8 * (z - apex), 6.0)
     return smooth_max(d, -mediastinum_distance(x, y, z, habitus), 5.0)
@@ -234,7 +238,7 @@ def _parenchyma(x: Array, y: Array, z: Array, edge: float, fine: Volume, coarse:
 
 
 def _mediastinum(x: Array, y: Array, z: Array, habitus: Habitus, edge: float, coarse: Volume, great: Volume) -> Array:
-    values = np.asarray(-70.0 + 45.0 * coarse) + 0.0 * (x + y + z)
+    values: Array = np.asarray(-70.0 + 45.0 * coarse) + 0.0 * (x + y + z)
     size = habitus.heart_size
     sac = ellipsoid(x - 0.25 * (z + 36), y, z, habitus.heart, (50 * size, 40 * size, 47 * size))
     values = over(values, 35.0, cover(sac - 2.5, edge))
@@ -244,7 +248,7 @@ def _mediastinum(x: Array, y: Array, z: Array, habitus: Habitus, edge: float, co
     # Neck and shoulders above the apices: muscle with fat planes.
     upper = smoothstep((z - 92.0) / 14.0)
     values = over(values, np.where(coarse > -0.5, 52.0, -60.0), upper * smoothstep((np.abs(x) - 14.0) / 10.0))
-    a, b, c = cavity_axes(z)
+    _, b, c = cavity_axes(z)
     front_of_spine = c + 0.72 * b
     gullet = np.hypot(x - 5.0, y - (front_of_spine - 9.0)) - 6.5
     values = over(values, 35.0, cover(gullet, edge))
@@ -253,7 +257,7 @@ def _mediastinum(x: Array, y: Array, z: Array, habitus: Habitus, edge: float, co
 
 
 def _abdomen(x: Array, y: Array, z: Array, habitus: Habitus, edge: float, fine: Volume, coarse: Volume) -> Array:
-    values = np.asarray(-98.0 + 8.0 * coarse) + 0.0 * (x + y + z)
+    values: Array = np.asarray(-98.0 + 8.0 * coarse) + 0.0 * (x + y + z)
     liver = np.maximum(x - (26.0 - 0.25 * y + 0.25 * (z + 80.0)), y - 66.0)
     values = over(values, 60.0 + 3.0 * fine + 3.0 * coarse, cover(liver, edge))
     spleen = ellipsoid(x, y, z, (66.0, 40.0, -116.0), (27.0, 32.0, 36.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from medinr.phantoms.thorax_tree import draw_tubes
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Volume = NDArray[np.float32]
 
 
@@ -28,7 +29,7 @@ def smooth_max(a: Array, b: Array, k: float) -> Array:
 
 def cover(d: Array, edge: float) -> Array:
     """Share of a voxel of size ``edge`` inside a surface at signed distance d."""
-    return np.clip(0.5 - d / edge, 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - d / edge, 0.0, 1.0))
 
 
 def over(values: Array, hu: Array | float, share: Array) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from medinr.phantoms.thorax_canvas import Canvas, Volume
 from medinr.phantoms.thorax_motion import Motion, case_motion, cavity_axes, cavity_coordinates, cavity_level
 from medinr.phantoms.thorax_wall import draw_wall
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _RAS = np.array([-1.0, -1.0, 1.0])  # the body frame runs left, posterior, superior
 
@@ -86,7 +87,7 @@ class ThoraxCase:
     @property
     def _centre(self) -> Array:
         # The published field of view fixes the anatomy's place, so all sizes of a case show the same body.
-        return 0.5 * (np.array(self.facts.shape) - 1.0) * np.array(self.facts.spacing)
+        return np.asarray(0.5 * (np.array(self.facts.shape) - 1.0) * np.array(self.facts.spacing))
 
     def world_to_body(self, points: Array) -> Array:
         """World points (RAS mm) [..., 3] in the body frame."""
@@ -176,8 +177,10 @@ class ThoraxCase:
     def lung_mask(self, phase: int) -> NDArray[np.bool_]:
         """Both lungs with their vessels at a phase, [x, y, z]."""
         pull = self._pullback(phase)
-        x, y, z = (pull.contents[a] for a in range(3))
-        return np.asarray((pull.level < 1.0) & (lung_distance(x, y, z, self.habitus) < 0.0))
+        mask = np.asarray(pull.level < 1.0)
+        x, y, z = (pull.contents[a][mask] for a in range(3))
+        mask[mask] = lung_distance(x, y, z, self.habitus) < 0.0
+        return mask
 
     def image(self, phase: int, noise: bool = True) -> NDArray[np.int16]:
         """CT image of a phase in HU, int16 [x, y, z], with values in [-1024, 3071]."""

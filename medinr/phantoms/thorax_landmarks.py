@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ def choose_landmarks(phantom: ThoraxCase) -> tuple[Voxels, Voxels]:
     """
     needed = DIRLAB_EXTREME_COUNT + DIRLAB_SAMPLED_COUNT
     rng = np.random.default_rng([phantom.seed, phantom.facts.number, 16])
-    for candidates in (_branchings(phantom, rng), _lung_voxels(phantom, rng)):
+    for find in (_branchings, _lung_voxels):
+        candidates = find(phantom, rng)
         for distance in (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 0.0):
             chosen = _spread(phantom.voxel_to_world(candidates.astype(float)), distance, needed)
             if len(chosen) == needed:
@@ -72,7 +73,7 @@ def _unique(voxels: Voxels) -> Voxels:
     return voxels[np.sort(first)]
 
 
-def _spread(points: NDArray[np.float64], distance: float, needed: int) -> list[int]:
+def _spread(points: NDArray[np.floating[Any]], distance: float, needed: int) -> list[int]:
     """Indices, in order, of points that keep ``distance`` mm from all chosen before, until enough are found."""
     blocked = np.zeros(len(points), dtype=bool)
     tree = cKDTree(points) if len(points) else None

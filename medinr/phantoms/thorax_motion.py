@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 CAVITY_POWER = 2.4
 """Exponent of the superellipse that the cavity's cross-section is made of."""
@@ -31,7 +32,7 @@ CAVITY_POWER = 2.4
 INVERSE_TOLERANCE = 1e-7
 """Largest change of the last fixed-point step, mm (normalised units in the plane are about 100 mm)."""
 
-_EXCURSION = {1: 12.0, 2: 14.5, 3: 18.0, 4: 21.5, 5: 25.0, 6: 20.0, 7: 22.0, 8: 25.0, 9: 16.0, 10: 15.0}
+_EXCURSION = {1: 10.5, 2: 14.5, 3: 18.0, 4: 21.5, 5: 25.0, 6: 20.0, 7: 22.0, 8: 25.0, 9: 16.0, 10: 15.0}
 
 
 def smoothstep(t: Array) -> Array:
@@ -42,8 +43,8 @@ def smoothstep(t: Array) -> Array:
 
 def cavity_axes(z: Array) -> tuple[Array, Array, Array]:
     """Half-widths a(z), b(z) along x and y and centre c(z) along y of the thoracic cavity, mm."""
-    narrowing = 1.0 - np.exp(-((np.maximum(z, 0.0) / 108.0) ** 3))
-    return 104.0 - 66.0 * narrowing, 78.0 - 38.0 * narrowing, 12.0 * narrowing
+    narrowing = 1.0 - np.exp(-((np.maximum(z + 60.0, 0.0) / 165.0) ** 3))
+    return 104.0 - 72.0 * narrowing, 78.0 - 43.0 * narrowing, 14.0 * narrowing
 
 
 def cavity_coordinates(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
@@ -113,7 +114,8 @@ class Motion:
     def forward(self, points: Array, phase: float, region: str | None = None) -> Array:
         """Map T00 points [..., 3] to a phase. ``region`` ("inside", "outside") overrules where a point belongs."""
         inner = self._belongs(points, region)
-        return self.wall_forward(np.where(inner[..., None], self.slip_forward(points, phase), points), phase)
+        moved = np.where(inner[..., None], self.slip_forward(points, phase), points)
+        return self.wall_forward(moved, phase)
 
     def inverse(self, points: Array, phase: float, region: str | None = None) -> Array:
         """Map points [..., 3] at a phase back to T00."""
@@ -158,7 +160,7 @@ class Motion:
     def _local(self, X: Array, Y: Array, z: Array, phase: float, axes: tuple[int, ...]) -> list[Array]:
         tau = phase_fraction(phase)
         weights = np.sin(np.pi * tau) ** 2 * self.breathing + np.sin(2 * np.pi * tau) * self.looping
-        sums = [np.zeros(np.broadcast(X, Y, z).shape) for _ in axes]
+        sums: list[Array] = [np.zeros(np.broadcast(X, Y, z).shape) for _ in axes]
         for centre, width, weight in zip(self.centres, self.widths, weights, strict=True):
             bump = np.exp(
                 -(((X - centre[0]) / width[0]) ** 2)
@@ -202,7 +204,7 @@ class Motion:
         target = np.stack(cavity_coordinates(points[..., 0], points[..., 1], z_now), axis=-1)
 
         def back(v: Array) -> Array:
-            return target - np.stack(self._plane_step(v[..., 0], v[..., 1], z_now, phase), axis=-1)
+            return np.asarray(target - np.stack(self._plane_step(v[..., 0], v[..., 1], z_now, phase), axis=-1))
 
         plane = fixed_point(back, target, INVERSE_TOLERANCE / 100.0)
         X, Y = plane[..., 0], plane[..., 1]

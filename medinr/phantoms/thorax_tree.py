@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Volume = NDArray[np.float32]
 
 
@@ -47,7 +48,7 @@ def grow_tree(
     seeds: Array,
     rng: np.random.Generator,
     terminal_radius: float = 0.46,
-    exponent: float = 2.9,
+    exponent: float = 2.7,
     step: float = 0.42,
 ) -> Tree:
     """Grow a tree from ``root`` [3] (leaving along ``direction``) that supplies the ``seeds`` [S, 3]."""

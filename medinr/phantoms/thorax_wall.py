@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from medinr.phantoms.thorax_canvas import Canvas, Volume, cover, ellipsoid, over, smooth_max, texture
 from medinr.phantoms.thorax_motion import cavity_axes, cavity_coordinates, cavity_level, smoothstep
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 RIB_PITCH = 23.0
 """Distance of neighbouring ribs and vertebrae, mm."""
@@ -50,7 +52,7 @@ def body_distance(x: Array, y: Array, z: Array) -> Array:
 
 def _depth(x: Array, y: Array, z: Array) -> Array:
     """Distance outside the pleura along the ray from the cavity's axis, mm."""
-    a, b, c = cavity_axes(z)
+    c = cavity_axes(z)[2]
     level = cavity_level(*cavity_coordinates(x, y, z))
     return np.asarray(np.hypot(x, y - c) * (1.0 - 1.0 / np.maximum(level, 0.05)))
 
@@ -64,7 +66,7 @@ def _soft_tissue(x: Array, y: Array, z: Array, fat: float, edge: float, fine: Vo
     skin = body_distance(x, y, z)
     depth, angle = _depth(x, y, z), _angle(x, y, z)
     table = np.abs(y - (125.0 + 0.0006 * x * x)) - 1.2
-    values = np.full(np.broadcast(x, y, z).shape, -1000.0)
+    values: Array = np.full(np.broadcast(x, y, z).shape, -1000.0)
     foam = np.abs(y - (132.0 + 0.0006 * x * x)) - 6.0
     values = over(values, -930.0, cover(foam, edge))
     values = over(values, -420.0, cover(table, edge))
@@ -73,10 +75,11 @@ def _soft_tissue(x: Array, y: Array, z: Array, fat: float, edge: float, fine: Vo
     # Fat is thicker at the front and the flanks; muscle shows thin planes of fat between its layers.
     thick = 2.2 + fat * (0.7 + 0.4 * np.sin(0.9 * angle) ** 2) + 1.5 * coarse
     muscle = 55.0 + 5.0 * fine - 55.0 * smoothstep((coarse - 1.1) / 1.2)
-    values = over(values, muscle, cover(skin + thick, edge))
+    flesh = cover(skin + thick, edge)
+    values = over(values, muscle, flesh)
     for level, share in ((11.5, 0.75), (19.0, 0.55)):
         plane = np.abs(depth - level - 1.2 * coarse) - 0.8
-        values = over(values, -85.0, share * cover(plane, edge))
+        values = over(values, -85.0, share * cover(plane, edge) * flesh)
     back = np.abs(ellipsoid(np.abs(x) - 27.0, y, 0.0 * z, (0.0, 93.0, 0.0), (25.0, 19.0, 19.0))) - 0.9
     values = over(values, -80.0, 0.7 * cover(np.maximum(back, skin + thick), edge))
     # Between the ribs: muscle, with a film of fat on the pleura.
