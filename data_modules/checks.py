@@ -7,6 +7,7 @@ from pathlib import Path
 from data_modules.dirlab import DIRLab, dirlab_cases_in
 from data_modules.fourdct import PHASE_PATTERN, FourDCT, phases_in
 from medinr.data.base import MedINRDataModule
+from medinr.data.report import pair_summary
 from medinr.errors import RegistrationWarning, UserError
 
 PHASE_PATTERNS = (PHASE_PATTERN, "*_T{phase:02d}.nii", "{phase:02d}-P.mhd", "*_T{phase:02d}.mha", "*_T{phase:02d}.mhd")
@@ -47,9 +48,8 @@ def _line(name: str, make: Callable[[], MedINRDataModule]) -> str:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            report = make().check()
+            found = pair_summary(make().pair)
     except UserError as error:
         return f"{name}: problem: {error}"
     said = [str(w.message) for w in caught if issubclass(w.category, RegistrationWarning)]
-    found = "; ".join(report)
-    return f"{name}: warning: {' | '.join(said)}; {found}" if said else f"{name}: ok: {found}"
+    return f"{name}: warning: {' | '.join(said)} ({found})" if said else f"{name}: ok: {found}"

@@ -23,6 +23,9 @@ LUNG_THRESHOLD_HU = -400.0
 PURE_GAS_HU = -960.0
 """Components whose median lies below are stomach or bowel gas, or air between the arms; lung tissue holds blood."""
 
+SLICE_HOLE_MM2 = 800.0
+"""Holes of a slice up to this size are hilar vessels; larger ones are the heart or the mediastinum."""
+
 
 def lung_mask(image: Image, dilate_mm: float = 0.0, closing_mm: float = 8.0, remove_trachea: bool = True) -> Mask:
     """Both lungs with their vessels, bool [X, Y, Z], of a CT in HU.
@@ -68,6 +71,8 @@ def lung_mask(image: Image, dilate_mm: float = 0.0, closing_mm: float = 8.0, rem
             f"{image.source or 'image'}: expected a thorax CT with lungs below {threshold:.0f} HU, found none; "
             "check the HU offset, give a mask file, or go without masks"
         )
+    if len(lungs) == 1:
+        lungs = _split(lungs[0], spacing)
     mask = np.zeros_like(inside)
     for lung in lungs:
         mask |= _filled(lung, spacing, closing_mm)
@@ -191,17 +196,64 @@ def eroded(mask: Bools, spacing: tuple[float, float, float], radius_mm: float) -
 
 def _filled(mask: Bools, spacing: tuple[float, float, float], radius_mm: float) -> Bools:
     """Closing with a ball and filled holes, worked on in the mask's own box."""
-    margin = [int(np.ceil(radius_mm / s)) + 2 for s in spacing]
-    box = tuple(
-        slice(max(s.start - m, 0), min(s.stop + m, n))
-        for s, m, n in zip(ndimage.find_objects(mask.astype(np.uint8))[0], margin, mask.shape, strict=True)
-    )
+    box = _box(mask, [int(np.ceil(radius_mm / s)) + 2 for s in spacing])
     part = mask[box]
     closed = eroded(dilated(part, spacing, radius_mm), spacing, radius_mm) | part
     out = np.zeros_like(mask)
     # Slice by slice as well: vessels that leave the scan at its lower end are no holes in 3-D.
-    out[box] = np.stack([ndimage.binary_fill_holes(s) for s in ndimage.binary_fill_holes(closed)])
+    pixel = spacing[1] * spacing[2]
+    out[box] = np.stack([_fill_small(s, SLICE_HOLE_MM2 / pixel) for s in ndimage.binary_fill_holes(closed)])
     return out
+
+
+def _fill_small(plane: Bools, largest: float) -> Bools:
+    """Fill the holes of a slice that are no larger than ``largest`` pixels: joined lungs may run around the heart."""
+    labels, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
+    if count == 0:
+        return plane
+    small = np.bincount(labels.ravel()) <= largest
+    small[0] = False
+    return np.asarray(plane | small[labels])
+
+
+def _split(lungs: Bools, spacing: tuple[float, float, float]) -> list[Bools]:
+    """Left and right lung where they are one component, joined by a thin septum; the component itself if they are not.
+
+    The distance to the border is thresholded higher and higher until two parts of similar size are left; each voxel
+    then goes to the nearer one.
+    """
+    box = _box(lungs, [1, 1, 1])
+    part = lungs[box]
+    depth = ndimage.distance_transform_edt(part, sampling=spacing)
+    for radius in range(2, 16):
+        labels, count = ndimage.label(depth > radius)
+        if count < 2:
+            continue
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        first, second = np.argsort(sizes)[::-1][:2]
+        if sizes[second] < sizes[first] / 3:
+            continue
+        cores = np.where(labels == first, 1, np.where(labels == second, 2, 0))
+        nearest = ndimage.distance_transform_edt(
+            cores == 0, sampling=spacing, return_distances=False, return_indices=True
+        )
+        side = cores[tuple(nearest)]
+        halves = []
+        for label in (1, 2):
+            half = np.zeros_like(lungs)
+            half[box] = part & (side == label)
+            halves.append(half)
+        return halves
+    return [lungs]
+
+
+def _box(mask: Bools, margin: list[int]) -> tuple[slice, ...]:
+    """The box of a mask that is not empty, with a margin in voxels, inside the array."""
+    found = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(
+        slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(found, margin, mask.shape, strict=True)
+    )
 
 
 def _largest_lungs(air: Bools, hu: NDArray[Any], minimum: float) -> list[Bools]:

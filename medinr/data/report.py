@@ -75,11 +75,10 @@ def pair_report(pair: Pair) -> list[str]:
         if mask is None:
             lines.append(f"{side} mask: none")
         else:
-            litres = float(mask.sum()) * float(torch.tensor(image.domain.spacing).prod()) / 1e6
             share = None if points is None else share_inside(points, mask, image.domain)
             inside = "" if share is None else f", {100 * share:.1f}% of the landmarks inside"
             mean = image.data[0][mask].mean().item()
-            lines.append(f"{side} mask: {litres:.3g} litres, mean value {mean:.0f}{inside}")
+            lines.append(f"{side} mask: {litres(mask, image.domain):.3g} litres, mean value {mean:.0f}{inside}")
         labels = pair.fixed_labels if side == "fixed" else pair.moving_labels
         if labels is not None:
             lines.append(f"{side} labels: {len(labels.unique()) - int(bool((labels == 0).any()))} structures")
@@ -90,6 +89,27 @@ def pair_report(pair: Pair) -> list[str]:
         spread = f"sd {motion.std(correction=0):.2f}, max {motion.max():.2f}"
         lines.append(f"landmarks: {len(motion)}, motion mean {motion.mean():.2f} mm, {spread}")
     return lines
+
+
+def pair_summary(pair: Pair) -> str:
+    """`pair_report` in half a line, for tables of cases."""
+    parts = [describe_domain(pair.domain)]
+    if not pair.moving.domain.same_grid(pair.domain):
+        parts.append(f"moving {describe_domain(pair.moving.domain)}")
+    volumes = [f"{litres(m, i.domain):.3g}" for _, i, m, _ in _sides(pair) if m is not None]
+    parts.append(f"masks {' and '.join(volumes)} litres" if volumes else "no masks")
+    if pair.fixed_points is None or pair.moving_points is None:
+        return ", ".join([*parts, "no landmarks"])
+    motion = landmark_motion(pair.fixed_points, pair.moving_points)
+    parts.append(f"{len(motion)} landmarks, mean motion {motion.mean():.2f} mm")
+    shares = [share_inside(p, m, i.domain) for _, i, m, p in _sides(pair) if m is not None and p is not None]
+    return ", ".join([*parts, *([f"{100 * min(shares):.1f}% of them in the masks"] if shares else [])])
+
+
+def litres(mask: Mask, domain: Domain) -> float:
+    """Volume of a mask."""
+    a, b, c = domain.spacing
+    return float(mask.sum()) * a * b * c / 1e6
 
 
 def _sides(pair: Pair) -> list[tuple[str, Image, Mask | None, Points | None]]:

@@ -214,7 +214,8 @@ def test_check_root_gives_a_line_a_case(write_case: WriteCase) -> None:
     (root / "Case3Pack/Images/case3_T50-ssm.img").unlink()
     lines = check_root(root)
     assert len(lines) == 2
-    assert lines[0].startswith("case1: ok: fixed image: 40x36x20 at 8x8x10 mm")
+    assert lines[0].startswith("case1: ok: 40x36x20 at 8x8x10 mm, masks ")
+    assert lines[0].endswith("300 landmarks, mean motion 10.00 mm, 100.0% of them in the masks")
     assert lines[1].startswith("case3: problem: DIR-LAB case 3, T50, image")
 
 

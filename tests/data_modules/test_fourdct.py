@@ -77,7 +77,9 @@ def test_popi(shared: Path) -> None:
 
 def test_check_root_sees_the_series(shared: Path) -> None:
     (line,) = check_root(shared / "data/popi_4dct")
-    assert line.startswith("popi_4dct, phases T00, T10, ") and "ok: fixed image: 100x100x47 at 5x5x6 mm" in line
+    assert line.startswith("popi_4dct, phases T00, T10, ") and line.endswith(
+        "ok: 100x100x47 at 5x5x6 mm, masks 5.35 and 5.13 litres, no landmarks"
+    )
 
 
 def test_landmark_motion_is_the_distance() -> None:

@@ -90,6 +90,30 @@ def test_tight_crop_to_the_body() -> None:
     assert dice(lung_mask(image(hu[box])).numpy(), lungs[box]) > 0.97
 
 
+def test_joined_lungs_are_told_apart() -> None:
+    """Lungs that meet in front of the heart, with a leak in the septum: closing must not turn the septum into lung."""
+    hu, lungs, _ = chest()
+    x, y, z = grid()
+    fronts = np.broadcast_to((np.abs(x) < 40) & (np.abs(y + 40) < 12) & (np.abs(z + 30) < 40), SHAPE)
+    septum = fronts & (np.abs(x) < 5)
+    leak = septum & (np.abs(z + 30) < 6) & (np.abs(y + 40) < 5)
+    hu[fronts], hu[septum], hu[leak] = -830, 40, -830
+    mask = lung_mask(image(hu)).numpy()
+    assert mask[septum & ~leak].mean() < 0.1
+    assert dice(mask, lungs | (fronts & ~septum)) > 0.97
+
+
+def test_a_ring_of_lung_does_not_fill_the_heart() -> None:
+    """In a slice where joined lungs run around the heart, the heart is a hole too large to be a vessel."""
+    hu, _, _ = chest()
+    x, y, z = grid()
+    ring = np.broadcast_to((np.abs(x) < 60) & (np.abs(y) < 40) & (np.abs(z + 30) < 8), SHAPE)
+    heart = ring & (np.abs(x) < 48) & (np.abs(y) < 28)
+    hu[ring], hu[heart] = -830, 40
+    mask = lung_mask(image(hu), closing_mm=0.0).numpy()
+    assert mask[heart].mean() < 0.05
+
+
 def test_dilation_is_in_millimetres() -> None:
     point = np.zeros((21, 21, 21), dtype=bool)
     point[10, 10, 10] = True
