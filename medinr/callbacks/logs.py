@@ -5,6 +5,7 @@ import netrc
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,13 @@ class MetricsFile(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        writer: Any = super().experiment
+        with warnings.catch_warnings():
+            # The folder holds other files of the run, and the rows that the writer deletes are put back at once.
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            writer: Any = super().experiment
         if self._earlier and hasattr(writer, "metrics"):  # absent on other ranks
             writer.metrics, self._earlier = self._earlier + writer.metrics, []
+            writer.save()
         return writer
 
 

@@ -38,7 +38,7 @@ def new_run(root: Path, experiment: str, now: time.struct_time | None = None) ->
                 raise UserError(f"{run}: expected to make a folder there, found a file; choose other --runs") from None
             n += 1
         except OSError as error:
-            raise UserError(f"{run}: cannot be made ({error.strerror}); choose another --runs") from None
+            raise UserError(f"{run}: cannot be made ({error.strerror}); choose other --runs") from None
 
 
 def discard(run: Path) -> None:

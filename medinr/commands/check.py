@@ -17,6 +17,6 @@ def main(args: list[str]) -> int:
 
     from data_modules import check_root
 
-    for line in check_root(root):
-        print(line)
-    return 0
+    lines = check_root(root)
+    print("\n".join(lines))
+    return 2 if any(": problem: " in line for line in lines) else 0

@@ -187,19 +187,22 @@ class ExperimentCLI(LightningCLI):
             written = runs.write_config(place.run, text, "config" if place.made else f"config.{self.command}").name
         metrics = "metrics.csv" if self.command == "fit" else f"{self.command}/metrics.csv"
         place.results = Path(self.value("out") or place.run / "results")
-        return super().instantiate_trainer(
-            default_root_dir=str(place.run),
-            logger=[
-                MetricsFile((place.run / metrics).parent, resumed),
-                *self._loggers(given.get("logger"), config),
-            ],
-            callbacks=[
-                *_as_list(given.get("callbacks")),
-                *self._callbacks(given, config),
-                KeepFiles(place.run, written, metrics),
-            ],
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                default_root_dir=str(place.run),
+                logger=[
+                    MetricsFile((place.run / metrics).parent, resumed),
+                    *self._loggers(given.get("logger"), config),
+                ],
+                callbacks=[
+                    *_as_list(given.get("callbacks")),
+                    *self._callbacks(given, config),
+                    KeepFiles(place.run, written, metrics),
+                ],
+                **kwargs,
+            )
+        except Exception as error:  # the trainer refuses its settings with errors of many types
+            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def _set(self, key: str, value: Any) -> None:
         for config in (self.config, self.config_init):

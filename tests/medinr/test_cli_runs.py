@@ -1,0 +1,276 @@
+"""Whole runs through the real command: folders, results, continuation after a kill, Ctrl-C, tracking, silence."""
+
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, shift
+
+from medinr import cli
+from medinr.callbacks import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+TINY = """\
+model:
+  class_path: PairRegistration
+  init_args:
+    field: {class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}
+    similarity: {class_path: LocalNCC}
+    regularizers:
+      barrier: {class_path: Barrier, init_args: {weight: 10}}
+      bending: {class_path: Bending, init_args: {weight: 0.01, directions: probes}}
+    points: 100
+    lr: 1.0e-3
+    warmup: 0.1
+    cosine: true
+data:
+  class_path: PairDataModule
+  init_args:
+    fixed: fixed.nii.gz
+    moving: moving.nii.gz
+    fixed_points: fixed.csv
+    moving_points: moving.csv
+    fixed_labels: fixed_labels.nii.gz
+    moving_labels: moving_labels.nii.gz
+    steps_per_epoch: 10
+trainer: {max_steps: 40, log_every_n_steps: 5}
+"""
+MOTION = (2.0, 1.0, 0.0)
+"""mm: fixed point p lies at p + MOTION in the moving image."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a pair of images, landmarks, labels and tiny.yaml."""
+    monkeypatch.chdir(tmp_path)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    fixed = 100 * gaussian_filter(np.random.default_rng(0).normal(size=(20, 20, 18)), 1.5).astype(np.float32)
+    moving = shift(fixed, [m / 2 for m in MOTION], order=3, mode="nearest")
+    for name, volume in (("fixed", fixed), ("moving", moving)):
+        nib.save(nib.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image((volume > 0).astype(np.uint8), affine), tmp_path / f"{name}_labels.nii.gz")
+    points = np.random.default_rng(1).uniform(8, 28, size=(12, 3))
+    np.savetxt(tmp_path / "fixed.csv", points, delimiter=",", header="x,y,z", comments="")
+    np.savetxt(tmp_path / "moving.csv", points + MOTION, delimiter=",", header="x,y,z", comments="")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(list(args))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def only(folder: Path) -> Path:
+    [found] = folder.iterdir()
+    return found
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "medinr.cli", *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+
+
+def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> None:
+    before = {p.name for p in folder.iterdir()}
+    code, out, err = run("fit", "--config", "tiny.yaml", "--wandb", "false")
+    assert code == 0, err
+    assert {p.name for p in folder.iterdir()} == before | {"runs"}, "nothing in the working directory itself"
+    place = only(folder / "runs" / "tiny")
+    assert str(Path("runs") / "tiny" / place.name) in out
+    assert {"config.yaml", "metrics.csv", "finished", "checkpoints", "figures"} == {p.name for p in place.iterdir()}
+    assert [p.name for p in (place / "checkpoints").iterdir()] == ["last.ckpt"]
+    fitted = (place / "config.yaml").read_text()
+    rows = (place / "metrics.csv").read_text()
+    for name in ("tre/mean", "dsc/mean", "image/psnr", "folding/percent", "raw/bending", "loss/bending", "overlap"):
+        assert name in rows.split("\n")[0].split(",")
+
+    code, out, err = run("validate", "--config", "tiny.yaml", "--wandb", "false")
+    assert code == 0, err
+    assert "TRE" in out or "tre/mean" in out
+
+    # The run's own configuration serves as well as the experiment's.
+    code, out, err = run("test", "--config", str(place / "config.yaml"), "--wandb", "false")
+    assert code == 0, err
+    metrics = json.loads((place / "results" / "metrics.json").read_text())
+    assert metrics["tre/mean"] < 0.7 * metrics["tre/initial_mean"], "so the checkpoint was used"
+    assert metrics["tre/initial_mean"] == pytest.approx(np.linalg.norm(MOTION), abs=1e-3)
+
+    code, out, err = run("predict", "--config", "tiny.yaml", "--wandb", "false", "--out", "there")
+    assert code == 0, err
+    assert "there" in out
+    expected = {"warped.nii.gz", "displacement.nii.gz", "jacobian_determinant.nii.gz", "metrics.json", "transform.ckpt"}
+    assert expected <= {p.name for p in (folder / "there").iterdir()}
+    assert list((folder / "there" / "figures").glob("*.png"))
+    field = nib.load(folder / "there" / "displacement.nii.gz").get_fdata()[5:-5, 5:-5, 5:-5, 0].mean((0, 1, 2))
+    assert np.abs(field - np.array([-2, -1, 0])).max() < 0.7, "LPS"
+    assert (place / "config.yaml").read_text() == fitted
+    assert (place / "metrics.csv").read_text() == rows
+    assert only(folder / "runs" / "tiny") == place
+
+
+def test_checkpoint_rebuilds_with_plain_loading_and_holds_the_configuration(run: Run, folder: Path) -> None:
+    assert run("fit", "--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "4")[0] == 0
+    path = only(folder / "runs" / "tiny") / runs.LAST
+    found = torch.load(path, weights_only=True)
+    config = found["medinr"]["config"]
+    assert config["experiment"] == "tiny"
+    assert config["trainer"]["max_steps"] == 4
+    assert config["model"]["init_args"]["field"]["init_args"]["hidden"] == [32, 32]
+    from medinr.methods import PairRegistration
+
+    method = PairRegistration.load_from_checkpoint(path)
+    assert torch.equal(method.state_dict()["map.field.head.weight"], found["state_dict"]["map.field.head.weight"])
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(run: Run, folder: Path) -> None:
+    quick = ("--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "2")
+    assert run("fit", *quick)[0] == 0
+    path = str(only(folder / "runs" / "tiny") / runs.LAST)
+    for command in ("fit", "test"):
+        code, _, err = run(command, *quick, "--ckpt_path", path, "--model.field.hidden", "[16,16]")
+        assert code == 2 and len(err.splitlines()) == 1
+        assert "another model" in err and "config.yaml" in err
+    nib.save(nib.Nifti1Image(nib.load("fixed.nii.gz").get_fdata()[:-1], np.diag([2.0, 2, 2, 1])), "small.nii.gz")
+    less = ("--data.fixed", "small.nii.gz", "--data.fixed_labels", "null", "--data.moving_labels", "null")
+    code, _, err = run("test", *quick, *less)
+    assert code == 2 and "none (1 there" in err, "another image is another run"
+    code, _, err = run("test", *quick, *less, "--ckpt_path", path)
+    assert code == 2 and "another fixed image" in err
+
+
+def test_a_killed_fit_continues_to_the_weights_of_an_unbroken_one(run: Run, folder: Path) -> None:
+    options = ("--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "400")
+    process = start(folder, "fit", *options, "--experiment", "cut")
+    wait_for("runs/cut/*/checkpoints/last.ckpt", folder, process)
+    process.kill()
+    process.communicate()
+    place = only(folder / "runs" / "cut")
+    step = torch.load(place / runs.LAST, weights_only=True)["global_step"]
+    assert 0 < step < 400 and not runs.is_finished(place), "killed too late: take more steps"
+
+    assert run("fit", *options, "--experiment", "whole")[0] == 0
+    code, _, err = run("fit", *options, "--experiment", "cut", "--ckpt_path", "last")
+    assert code == 0, err
+    assert only(folder / "runs" / "cut") == place, "continued in its folder"
+    assert runs.is_finished(place)
+    unbroken = torch.load(only(folder / "runs" / "whole") / runs.LAST, weights_only=True)["state_dict"]
+    continued = torch.load(place / runs.LAST, weights_only=True)["state_dict"]
+    assert max((unbroken[k] - continued[k]).abs().max().item() for k in unbroken) <= 1e-6
+    with (place / "metrics.csv").open(newline="") as stream:
+        steps = [int(row["step"]) for row in csv.DictReader(stream)]
+    assert steps == sorted(steps) and steps[0] < step < steps[-1], "metrics from before and after"
+    code, _, err = run("fit", *options, "--experiment", "cut", "--ckpt_path", "last")
+    assert code == 2 and "unfinished run" in err and len(err.splitlines()) == 1
+
+
+def test_interrupt_keeps_the_last_state(folder: Path) -> None:
+    process = start(folder, "fit", "--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "100000")
+    wait_for("runs/tiny/*/checkpoints/last.ckpt", folder, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "medinr: interrupted"
+    assert "Traceback" not in err
+    place = only(folder / "runs" / "tiny")
+    assert torch.load(place / runs.LAST, weights_only=True)["global_step"] > 0
+    assert not runs.is_finished(place)
+
+
+def test_an_offline_run_holds_configuration_metrics_and_images(run: Run, folder: Path) -> None:
+    code, out, err = run("fit", "--config", "tiny.yaml")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if "offline" in line] == [out.splitlines()[-1]], "said once"
+    place = only(folder / "runs" / "tiny")
+    [tracked] = place.glob("wandb/offline-run-*")
+    files = tracked / "files"
+    assert (files / "config.yaml").read_text() == (place / "config.yaml").read_text()
+    assert (files / "metrics.csv").read_text() == (place / "metrics.csv").read_text()
+    images = list((files / "media" / "images").glob("registration_*.png"))
+    assert images and all(i.read_bytes()[1:4] == b"PNG" for i in images)
+    records = read_wandb(next(tracked.glob("*.wandb")))
+    config = {u.key: json.loads(u.value_json) for r in records for u in r.run.config.update}
+    assert config["model"]["init_args"]["field"]["class_path"] == "medinr.fields.SIREN"
+    assert config["experiment"] == "tiny"
+    [name] = {r.run.display_name for r in records if r.run.display_name}
+    assert name == f"tiny/{place.name}"
+    logged = {".".join(i.nested_key) or i.key for r in records for i in r.history.item}
+    assert {"loss", "tre/mean", "dsc/mean", "image/psnr", "folding/percent", "raw/barrier"} <= logged
+
+
+def read_wandb(path: Path) -> list[Any]:
+    """All records of an offline run: a LevelDB log (blocks of 32 KiB; checksum, length and kind before each piece)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, piece, records = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # no piece begins in the last bytes of a block
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        piece += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            records.append(wandb_internal_pb2.Record.FromString(piece))
+            piece = b""
+    return records
+
+
+def test_a_run_is_quiet(folder: Path) -> None:
+    process = start(folder, "fit", "--config", "tiny.yaml")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    lines = [line for line in err.replace("\r", "\n").split("\n") if line.strip()]
+    assert all(line.startswith("fit:") for line in lines), err
+    assert lines[-1].startswith("fit: 100%") and "loss=" in lines[-1] and "TRE=" in lines[-1]
+    assert len(out.splitlines()) <= 10 and "results are in" in out
+
+
+def test_own_logger_and_callbacks_are_used(run: Run, folder: Path) -> None:
+    (folder / "more.yaml").write_text(
+        "trainer:\n  logger: {class_path: CSVLogger, init_args: {save_dir: logs, name: mine}}\n"
+        "  callbacks:\n  - {class_path: ModelCheckpoint, init_args: {monitor: tre/mean, filename: best}}\n"
+    )
+    code, out, err = run("fit", "--config", "tiny.yaml", "--config", "more.yaml")
+    assert code == 0, err
+    assert "Weights & Biases" not in out
+    place = only(folder / "runs" / "more")
+    assert {p.name for p in (place / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list((folder / "logs" / "mine").rglob("metrics.csv"))
+    code, out, err = run("test", "--config", "tiny.yaml", "--experiment", "more", "--ckpt_path",
+                         str(place / "checkpoints" / "best.ckpt"), "--wandb", "false")  # fmt: skip
+    assert code == 0, err
+    assert (place / "results" / "metrics.json").exists()
