@@ -14,9 +14,9 @@ _SLAB_VOXELS = 2_000_000  # bounds the memory: nine derivatives per voxel
 def finite_difference_jacobian(displacement: Tensor, domain: Domain) -> Tensor:
     """det J_phi [X, Y, Z] of a *written* displacement, RAS mm [X, Y, Z, 3], by central differences.
 
-    J_phi = I + G A^-1, hence det J_phi = det(A + G) / det A: G holds the differences per voxel, A is the full 3 x 3 part
-    of the affine, so that oblique, flipped and sheared grids count. One-sided differences at the border; along an axis of
-    one voxel the derivative is 0.
+    J_phi = I + G A^-1, hence det J_phi = det(A + G) / det A: G holds the differences per voxel, A is the full 3 x 3
+    part of the affine, so that oblique, flipped and sheared grids count. One-sided differences at the border; along an
+    axis of one voxel the derivative is 0.
     """
     if tuple(displacement.shape) != (*domain.shape, 3):
         raise ValueError(f"displacement: expected {(*domain.shape, 3)}, got {tuple(displacement.shape)}")
