@@ -161,6 +161,8 @@ def write_results(
         domain, mask=None if pair.fixed_mask is None else pair.fixed_mask.cpu(), title=pair.name,
     )  # fmt: skip
     figures.save_figure(figure, out / "figures" / "registration.png")
+    method.save(out / "transform.ckpt")
+    files += [out / "transform.ckpt", *method.report(out)]
     record = {"case": pair.name, **evaluation.metrics, **(extra or {})}
     io.write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
     return [*files, out / "metrics.json", out / "figures" / "registration.png"]

@@ -36,6 +36,12 @@ def badness(row: Row, criterion: Criterion, folding_bound: float) -> tuple[float
     return excess, value
 
 
+def best_row(table: Sequence[Row], criterion: Criterion, folding_bound: float = 0.1) -> list[float]:
+    """The alpha of the best row of a search's table by any criterion."""
+    row = min(table, key=lambda r: badness(r, criterion, folding_bound))
+    return [v for k, v in row.items() if k.startswith("alpha")]
+
+
 def search(
     score: Score,
     criterion: Criterion,

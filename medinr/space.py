@@ -21,7 +21,7 @@ REFERENCE_LENGTH_MM = 100.0
 
 def transform_points(matrix: Matrix, points: Points) -> Points:
     """Apply a homogeneous 4 x 4 matrix to points [..., 3]; computes in the points' type, on their device."""
-    m: Tensor = matrix.to(device=points.device, dtype=points.dtype)
+    m = matrix.to(device=points.device, dtype=points.dtype)
     return torch.add(points @ m[:3, :3].T, m[:3, 3])
 
 
@@ -68,7 +68,8 @@ class Domain:
 
     @cached_property
     def world_to_voxel(self) -> Matrix:
-        return torch.linalg.inv(self.voxel_to_world)
+        inverse: Matrix = torch.linalg.inv(self.voxel_to_world)
+        return inverse
 
     @cached_property
     def spacing(self) -> tuple[float, float, float]:
@@ -103,7 +104,8 @@ class Domain:
 
     @cached_property
     def world_to_normalised(self) -> Matrix:
-        return torch.linalg.inv(self.normalised_to_world)
+        inverse: Matrix = torch.linalg.inv(self.normalised_to_world)
+        return inverse
 
     @cached_property
     def voxel_to_normalised(self) -> Matrix:

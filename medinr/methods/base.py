@@ -13,6 +13,7 @@ from medinr.configured import Configured, build, spec
 from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
+from medinr.io import atomic_path
 from medinr.losses import Regularizer, Similarity
 from medinr.methods.mixins import INRMixin, Level, RegularizerMixin
 from medinr.results import Evaluation, evaluate, landmark_metrics
@@ -247,6 +248,20 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["medinr"] = {"method": spec(self), **self.state}
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights and all that is needed to use the transform again; no optimizer, no images."""
+        checkpoint: dict[str, Any] = {
+            "state_dict": {k: v.detach().cpu() for k, v in self.state_dict().items()},
+            "pytorch-lightning_version": lightning.__version__,
+        }
+        self.on_save_checkpoint(checkpoint)
+        with atomic_path(path) as part:
+            torch.save(checkpoint, part)
+
+    def report(self, out: Path) -> list[Path]:
+        """Write what the method has to say beside the usual results; returns the files."""
+        return []
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]

@@ -4,18 +4,20 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from medinr import figures, io
 from medinr.errors import UserError
 from medinr.fields import HarmonizedSIREN
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
 from medinr.sampling import interpolate, nearest
-from medinr.search import Criterion, Row, SearchResult, search
+from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
 from medinr.types import Points, Scalar
 
@@ -168,6 +170,33 @@ class ConditionedRegistration(RegistrationMethod):
                 f"select: {self.select} is not possible with this data; alpha is chosen by similarity", stacklevel=2
             )
         self.found = self.search(self.select if known[self.select] else "similarity")
+
+    def report(self, out: Path) -> list[Path]:
+        """The table of the last search, and its curves with the choice of every criterion that the data allow."""
+        if self.found is None:
+            return []
+        table = self.found.table
+        columns = list(table[0])
+        lines = [",".join(columns), *(",".join(f"{row[c]:.6g}" for c in columns) for row in table)]
+        io.write_text(out / "alpha_search.csv", "\n".join(lines) + "\n")
+        files = [out / "alpha_search.csv"]
+        if len(self.conditioned) == 1:
+            series = {c: [row[c] for row in table] for c in ("tre", "dice", "folding", "bending") if c in columns}
+            marks = {("landmarks (oracle)" if c == "landmarks" else c): a[0] for c, a in self.choices().items()}
+            figure = figures.curve_figure(
+                [row["alpha"] for row in table], series, marks, log_x=self.prior == "log-uniform",
+                title=f"alpha chosen by {self.found.criterion}: {self.found.alpha[0]:.3g}",
+            )  # fmt: skip
+            figures.save_figure(figure, out / "figures" / "alpha.png")
+            files.append(out / "figures" / "alpha.png")
+        return files
+
+    def choices(self) -> dict[Criterion, list[float]]:
+        """The alpha that each possible criterion would choose from the last search's table."""
+        assert self.found is not None
+        columns: dict[Criterion, str] = {"similarity": "similarity", "dice": "dice", "landmarks": "tre"}
+        table = self.found.table
+        return {criterion: best_row(table, criterion) for criterion, c in columns.items() if c in table[0]}
 
     def search(self, criterion: Criterion | None = None, seed: int = 0) -> SearchResult:
         """Choose alpha and keep it (`context`). A grid even in the prior's quantiles, then two refinements."""
