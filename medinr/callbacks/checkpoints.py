@@ -64,11 +64,25 @@ class ConfigInCheckpoint(Callback):
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # A method writes its `state` into the checkpoint's "medinr" entry; it exists once the pair is attached.
+    def _keep(self, pl_module: lightning.LightningModule) -> None:
+        # A method writes its `state` into the checkpoint's "medinr" entry. It is made when the method takes its pair,
+        # at the start of each stage and after the callbacks' turn: hence the later hooks.
         state = getattr(pl_module, "state", None)
         if isinstance(state, dict):
             state["config"] = self.config
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._keep(pl_module)
+
+    def on_predict_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._keep(pl_module)
 
 
 class LastCheckpoint(Checkpoint):

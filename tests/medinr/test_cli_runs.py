@@ -150,6 +150,9 @@ def test_checkpoint_rebuilds_with_plain_loading_and_holds_the_configuration(run:
     assert config["experiment"] == "tiny"
     assert config["trainer"]["max_steps"] == 4
     assert config["model"]["init_args"]["field"]["init_args"]["hidden"] == [32, 32]
+    assert run("predict", "--config", "tiny.yaml", "--wandb", "false", "--out", "there")[0] == 0
+    carried = torch.load(folder / "there" / "transform.ckpt", weights_only=True)["medinr"]
+    assert carried["config"]["experiment"] == "tiny" and carried["method"] == found["medinr"]["method"]
     from medinr.methods import PairRegistration
 
     method = PairRegistration.load_from_checkpoint(path)

@@ -1,0 +1,68 @@
+"""Every YAML in experiments/ runs through the real command, on tiny data of the layout that it is for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from medinr import cli
+from medinr.callbacks import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+PHANTOMS = ("dirlab",)
+"""Second half of an experiment's name -> layout of the phantom that it runs on."""
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write each layout once, when it is first asked for."""
+    base = tmp_path_factory.mktemp("phantoms")
+
+    def root(layout: str) -> Path:
+        if not (base / layout).exists():
+            where = str(base / layout)
+            assert (
+                cli.main(["phantom", layout, "--out", where, "--cases", "1", "--size", "32", "--phases", "extremes"])
+                == 0
+            )
+        return base / layout
+
+    return root
+
+
+def test_there_are_experiments() -> None:
+    assert {"idir_dirlab", "idir_dirlab_best", "cidir_dirlab"} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_runs(
+    path: Path,
+    phantom: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layout = path.stem.split("_")[1]
+    assert layout in PHANTOMS, f"{path.name}: is named <method>_<data>; this test needs a small phantom of {layout}"
+    monkeypatch.chdir(tmp_path)
+    common = ["--config", str(path), "--data.root", str(phantom(layout)), "--wandb", "false"]
+    few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2", "--model.points", "64"]
+    few += ["--model.field.hidden", "[32, 32, 32]"]
+    out = tmp_path / "results"
+    for command, more in (("fit", []), ("test", []), ("predict", ["--out", str(out)])):
+        code = cli.main([command, *common, *few, *more])
+        assert code == 0, capsys.readouterr().err
+
+    [run] = runs.runs_of(tmp_path / "runs", path.stem)
+    assert runs.is_finished(run)
+    metrics = json.loads((run / "results" / "metrics.json").read_text())
+    assert metrics == pytest.approx(json.loads((out / "metrics.json").read_text()), abs=1e-6), "test and predict agree"
+    for name in ("tre/mean", "tre/snapped_mean", "dsc/mean", "image/psnr", "image/ssim", "folding/percent"):
+        assert name in metrics
+    assert 2 < metrics["tre/initial_mean"] < 15
+    assert nib.load(out / "warped.nii.gz").shape[:2] == (32, 32)
+    assert nib.load(out / "displacement.nii.gz").shape[3:] == (1, 3)
+    assert (out / "figures" / "registration.png").stat().st_size > 1000
