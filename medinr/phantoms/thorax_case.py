@@ -144,7 +144,9 @@ class ThoraxCase:
         spacing = np.array(self.facts.spacing)
         step = np.maximum(np.array([spacing[0] / 1.3, spacing[1] / 1.3, spacing[2] / 1.8]), 1.0) / self.scale
         half = 0.5 * np.array(self.facts.shape) * spacing / self.scale
-        low, high = -np.minimum(half + 3.0, 140.0), np.minimum(half + 3.0, 140.0)
+        # Beyond the body and the table there is air.
+        high = np.minimum(half + 3.0, np.array([145.0, 165.0, np.inf]))
+        low = -high
         # Expiration brings up what lay below the field of view.
         low[2] = -half[2] - self.motion.excursion * 1.3 - 6.0
         high[2] = half[2] + 4.0
@@ -283,7 +285,11 @@ def _lattice(axis: Array, pitch: float) -> Array:
 
 
 def _canvas_points(canvas: Canvas, where: tuple[Volume, Volume, Volume], chosen: NDArray[np.bool_]) -> Volume:
-    return np.stack([((where[a][chosen] - canvas.origin[a]) / canvas.step[a]).astype(np.float32) for a in range(3)])
+    def along(a: int) -> Volume:
+        at = (where[a][chosen] - canvas.origin[a]) / canvas.step[a]
+        return np.asarray(np.clip(at, 0.0, canvas.shape[a] - 1.0), dtype=np.float32)
+
+    return np.stack([along(a) for a in range(3)])
 
 
 def thorax_case(case: int, size: int | None = None, seed: int = 0) -> ThoraxCase:

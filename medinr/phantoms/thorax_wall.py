@@ -65,9 +65,9 @@ def _angle(x: Array, y: Array, z: Array) -> Array:
 def _soft_tissue(x: Array, y: Array, z: Array, fat: float, edge: float, fine: Volume, coarse: Volume) -> Array:
     skin = body_distance(x, y, z)
     depth, angle = _depth(x, y, z), _angle(x, y, z)
-    table = np.abs(y - (125.0 + 0.0006 * x * x)) - 1.2
+    table = np.maximum(np.abs(y - (127.0 - 0.0007 * x * x)) - 1.2, np.abs(x) - 136.0)
     values: Array = np.full(np.broadcast(x, y, z).shape, -1000.0)
-    foam = np.abs(y - (132.0 + 0.0006 * x * x)) - 6.0
+    foam = np.maximum(np.abs(y - (134.0 - 0.0005 * x * x)) - 6.0, np.abs(x) - 136.0)
     values = over(values, -930.0, cover(foam, edge))
     values = over(values, -420.0, cover(table, edge))
     values = over(values, 5.0, cover(skin, edge))
@@ -118,7 +118,7 @@ def _shoulder(values: Array, x: Array, y: Array, z: Array, edge: float, fine: Vo
     # Collar bones.
     t = np.clip((np.abs(x) - 16.0) / 90.0, 0.0, 1.0)
     collar = np.hypot(y - (-34.0 + 44.0 * t + 10.0 * np.sin(2 * np.pi * t)), z - (86.0 + 34.0 * t)) - 5.0
-    collar = np.maximum(collar, 15.0 - np.abs(x))
+    collar = np.maximum(collar, np.maximum(15.0 - np.abs(x), np.abs(x) - 102.0))
     return _bone(values, collar, edge, 680.0, 220.0 + 30.0 * coarse, 1.5)
 
 

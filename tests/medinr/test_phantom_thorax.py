@@ -151,6 +151,12 @@ def test_hounsfield_values_and_orientation(phantom: ThoraxCase) -> None:
     assert np.median(phantom.image(50)[phantom.lung_mask(50)]) > np.median(lung) + 8
 
 
+def test_wide_fields_of_view_end_in_air() -> None:
+    image = thorax_case(6, SIZE).image(0, noise=False)
+    border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, :3].ravel(), image[:, -2:].ravel()])
+    assert np.percentile(border, 99) < -900 and image.max() > 200
+
+
 def test_noise_is_new_in_each_phase(phantom: ThoraxCase) -> None:
     noise = [phantom.image(p).astype(float) - phantom.image(p, noise=False) for p in (0, 50)]
     mask = phantom.lung_mask(0)
