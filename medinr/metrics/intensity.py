@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medinr.metrics.mean import CaseMean
 from medinr.types import Mask
@@ -27,15 +28,17 @@ def psnr(image: Tensor, reference: Tensor, data_range: float, mask: Mask | None 
 def ssim(image: Tensor, reference: Tensor, data_range: float) -> float:
     """Structural similarity in three dimensions (Wang et al., IEEE TIP 13, 2004) of images [X, Y, Z] or [C, X, Y, Z].
 
-    Gaussian window of sigma 1.5 and 11 voxels a side, K1 = 0.01, K2 = 0.03, averaged over the windows that lie wholly
-    inside: the figure of torchmetrics, but the window is applied axis by axis, 33 products a voxel in place of 1331. A
-    side shorter than the window gets a window that fits.
+    Gaussian window of sigma 1.5 and 11 voxels a side, K1 = 0.01, K2 = 0.03, averaged over all voxels with the border
+    reflected: the figure of torchmetrics, but the window is applied axis by axis, 33 products a voxel in place of 1331.
+    A side of fewer than 6 voxels gets a window that fits.
     """
     if image.shape != reference.shape or image.ndim not in (3, 4):
         raise ValueError(f"ssim: expected two volumes on one grid, got {tuple(image.shape)}, {tuple(reference.shape)}")
     a, b = (v.reshape(-1, *v.shape[-3:]).float() for v in (image, reference))
     windows = [_window(n) for n in a.shape[1:]]
     halo = len(windows[0]) - 1
+    border = [len(w) // 2 for w in reversed(windows) for _ in range(2)]
+    a, b = (F.pad(v[None], border, mode="reflect")[0] for v in (a, b))
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     total, count = 0.0, 0
     step = max(1, _SLAB_VOXELS // (a.shape[2] * a.shape[3]))
@@ -77,7 +80,7 @@ class StructuralSimilarity(CaseMean):
 
 
 def _window(side: int) -> list[float]:
-    radius = min(_RADIUS, (side - 1) // 2)
+    radius = min(_RADIUS, side - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / _SIGMA).square())
     normalised: list[float] = (weights / weights.sum()).tolist()
