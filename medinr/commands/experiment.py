@@ -32,6 +32,7 @@ from medinr.callbacks import (
 )
 from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid
 from medinr.callbacks.logs import wandb_logger, why_offline
+from medinr.commands import help_formatter
 from medinr.commands.messages import explain, one_line
 from medinr.errors import UserError
 from medinr.methods import RegistrationMethod
@@ -52,6 +53,13 @@ OWN_KEYS = (
 )
 PER_CALL = ("config", "ckpt_path", "weights_only", "out")
 """Keys of one call that have no place in a run's config.yaml, so that it serves all four subcommands."""
+
+ABOUT = """\
+Runs of one experiment share runs/<experiment>/. fit makes a folder there; validate, test and predict read the newest
+checkpoint on the same data (or --ckpt_path FILE); fit --ckpt_path last continues a run that was broken off.
+
+example:
+  medinr {command} --config experiments/idir_dirlab.yaml --data.root data/dirlab --data.case 1"""
 
 
 def keys_of(command: str) -> list[str]:
@@ -87,8 +95,13 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, command: str, args: list[str], place: "Place") -> None:
         self.command, self.place = command, place
-        strict = {"exit_on_error": False, "allow_abbrev": False}
-        each = {**strict, "default_config_files": [str(DEFAULTS)]}
+        strict = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": help_formatter()}
+        each = {
+            **strict,
+            "default_config_files": [str(DEFAULTS)],
+            "usage": f"medinr {command} --config FILE.yaml [--KEY VALUE ...]",
+            "description": ABOUT.format(command=command),
+        }
         super().__init__(
             RegistrationMethod,
             lightning.LightningDataModule,

@@ -176,14 +176,14 @@ def test_a_checkpoint_of_another_configuration_is_refused(run: Run, folder: Path
 
 
 def test_a_killed_fit_continues_to_the_weights_of_an_unbroken_one(run: Run, folder: Path) -> None:
-    options = ("--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "400")
+    options = ("--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "200")
     process = start(folder, "fit", *options, "--experiment", "cut")
     wait_for("runs/cut/*/checkpoints/last.ckpt", folder, process)
     process.kill()
     process.communicate()
     place = only(folder / "runs" / "cut")
     step = torch.load(place / runs.LAST, weights_only=True)["global_step"]
-    assert 0 < step < 400 and not runs.is_finished(place), "killed too late: take more steps"
+    assert 0 < step < 200 and not runs.is_finished(place), "killed too late: take more steps"
 
     assert run("fit", *options, "--experiment", "whole")[0] == 0
     code, _, err = run("fit", *options, "--experiment", "cut", "--ckpt_path", "last")
@@ -232,6 +232,18 @@ def test_an_offline_run_holds_configuration_metrics_and_images(run: Run, folder:
     assert name == f"tiny/{place.name}"
     logged = {".".join(i.nested_key) or i.key for r in records for i in r.history.item}
     assert {"loss", "tre/mean", "dsc/mean", "image/psnr", "folding/percent", "raw/barrier"} <= logged
+
+
+def test_an_evaluation_tracks_a_table_and_a_picture(run: Run, folder: Path) -> None:
+    assert run("fit", "--config", "tiny.yaml", "--wandb", "false", "--trainer.max_steps", "4")[0] == 0
+    code, _, err = run("test", "--config", "tiny.yaml")
+    assert code == 0, err
+    [tracked] = only(folder / "runs" / "tiny").glob("wandb/offline-run-*")
+    [table] = (tracked / "files" / "media" / "table").glob("cases_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][0] == "case" and "tre/mean" in content["columns"]
+    assert len(content["data"]) == 1 and content["data"][0][0] == "pair"
+    assert list((tracked / "files" / "media" / "images").glob("registration_*.png"))
 
 
 def read_wandb(path: Path) -> list[Any]:
