@@ -54,12 +54,15 @@ def test_the_patient_is_the_right_way_round(kind: str) -> None:
     """Axial: left at the right, front at the top. Coronal: the same with the head up. Sagittal: nose to the left."""
     domain, _, u, mask = scene(kind)
     right, front, top = world_grid(domain).float().unbind(-1)
-    for panel, to_the_right, upwards in ((0, -right, front), (1, -right, top), (2, -front, top)):
-        figure = figures.registration_figure(to_the_right, to_the_right, to_the_right, 1 + 0 * top, u, domain, mask)
-        seen = shown(figure, panel, 0)
+    figure = figures.registration_figure(-right, front, top, torch.ones(domain.shape), u, domain, mask)
+    left_column, front_column, top_column = 0, 1, 2
+    for row, column in ((0, left_column), (1, left_column)):
+        seen = shown(figure, row, column)
         assert seen[:, -1].mean() > seen[:, 0].mean()
-        figure = figures.registration_figure(upwards, upwards, upwards, 1 + 0 * top, u, domain, mask)
-        seen = shown(figure, panel, 0)
+    seen = shown(figure, 2, front_column)
+    assert seen[:, 0].mean() > seen[:, -1].mean()
+    for row, column in ((0, front_column), (1, top_column), (2, top_column)):
+        seen = shown(figure, row, column)
         assert seen[0].mean() > seen[-1].mean()
     letters = [t.get_text() for row in range(3) for t in figure.axes[7 * row].texts]
     assert letters == list("RLPA") + list("RLIS") + list("APIS")
