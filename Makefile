@@ -46,8 +46,8 @@ format: $(STAMP) ## let ruff format and repair what it can
 type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(STAMP) ## the benchmarks: times and memory
-	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s $(ARGS)
+bench: $(STAMP) ## the benchmarks: times, memory, noise (ARGS="--short --out bench.jsonl")
+	$(BIN)/python -m tests.benchmarks.run --threads $(THREADS) $(ARGS)
 
 wheel: $(STAMP) ## build dist/medinr-*.whl
 	$(BIN)/python -m build --wheel --outdir dist
