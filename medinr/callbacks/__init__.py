@@ -2,11 +2,12 @@
 
 from medinr.callbacks.checkpoints import ConfigInCheckpoint, LastCheckpoint, RandomStates
 from medinr.callbacks.logs import KeepFiles, MetricsFile
-from medinr.callbacks.progress import RunProgress
+from medinr.callbacks.progress import Costs, RunProgress
 from medinr.callbacks.results import Preview, ResultWriter
 
 __all__ = [
     "ConfigInCheckpoint",
+    "Costs",
     "KeepFiles",
     "LastCheckpoint",
     "MetricsFile",

@@ -96,6 +96,10 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(run) / LAST
         self.finished = Path(run) / FINISHED
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:  # a finished run may be continued for more steps
+            self.finished.unlink(missing_ok=True)
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         part = self.path.with_suffix(".part")
         try:

@@ -1,10 +1,13 @@
-"""One progress bar for a whole fit, with the quantities a person watches."""
+"""One progress bar for a whole fit, with the quantities a person watches; and what the fit costs."""
 
+import resource
 import sys
+import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 WATCHED = {
@@ -59,6 +62,17 @@ class RunProgress(ProgressBar):
         if self.bar is not None:
             self._update(trainer)
 
+    def on_test_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._say(trainer)
+
+    def on_predict_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._say(trainer)
+
+    def _say(self, trainer: lightning.Trainer) -> None:
+        """One line before an evaluation, which has no steps to count."""
+        if self._enabled and trainer.is_global_zero and trainer.state.fn is not None:
+            print(f"{trainer.state.fn.value}: evaluating the whole grid", file=sys.stderr)
+
     def _update(self, trainer: lightning.Trainer) -> None:
         assert self.bar is not None
         values = trainer.callback_metrics
@@ -78,3 +92,20 @@ class RunProgress(ProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         self._close()
+
+
+class Costs(Callback):
+    """Logs ``costs/seconds`` of this call's fit and ``costs/memory_mb``, the peak: of the GPU, or of the process."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
+        else:  # KiB on Linux, bytes on macOS
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        pl_module.log_dict({"costs/seconds": time.perf_counter() - self._begin, "costs/memory_mb": float(peak)})

@@ -21,6 +21,7 @@ import medinr.losses
 import medinr.methods
 from medinr.callbacks import (
     ConfigInCheckpoint,
+    Costs,
     KeepFiles,
     LastCheckpoint,
     MetricsFile,
@@ -262,7 +263,7 @@ class ExperimentCLI(LightningCLI):
         if given.get("enable_progress_bar") is not False:
             found.append(RunProgress())
         if self.command == "fit":
-            found.append(Preview(self.place.run))
+            found += [Preview(self.place.run), Costs()]
             if given.get("enable_checkpointing") is not False:
                 found.append(LastCheckpoint(self.place.run))
         elif self.command in ("test", "predict"):

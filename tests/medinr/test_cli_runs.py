@@ -115,7 +115,7 @@ def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> N
     assert [p.name for p in (place / "checkpoints").iterdir()] == ["last.ckpt"]
     fitted = (place / "config.yaml").read_text()
     rows = (place / "metrics.csv").read_text()
-    for name in ("tre/mean", "dsc/mean", "image/psnr", "folding/percent", "raw/bending", "loss/bending", "overlap"):
+    for name in ("tre/mean", "dsc/mean", "image/psnr", "folding/percent", "loss/bending", "costs/seconds"):
         assert name in rows.split("\n")[0].split(",")
 
     code, out, err = run("validate", "--config", "tiny.yaml", "--wandb", "false")
@@ -157,6 +157,16 @@ def test_checkpoint_rebuilds_with_plain_loading_and_holds_the_configuration(run:
 
     method = PairRegistration.load_from_checkpoint(path)
     assert torch.equal(method.state_dict()["map.field.head.weight"], found["state_dict"]["map.field.head.weight"])
+
+
+def test_a_finished_run_takes_more_steps_in_its_own_folder(run: Run, folder: Path) -> None:
+    common = ("fit", "--config", "tiny.yaml", "--wandb", "false")
+    assert run(*common, "--trainer.max_steps", "4")[0] == 0
+    place = only(folder / "runs" / "tiny")
+    code, _, err = run(*common, "--trainer.max_steps", "8", "--ckpt_path", str(place / runs.LAST))
+    assert code == 0, err
+    assert only(folder / "runs" / "tiny") == place and runs.is_finished(place)
+    assert torch.load(place / runs.LAST, weights_only=True)["global_step"] == 8
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run: Run, folder: Path) -> None:
