@@ -1,6 +1,5 @@
 """One progress bar for a whole fit, with the quantities a person watches; and what the fit costs."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -104,8 +103,20 @@ class Costs(Callback):
         self._begin = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
-        else:  # KiB on Linux, bytes on macOS
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        pl_module.log_dict({"costs/seconds": time.perf_counter() - self._begin, "costs/memory_mb": float(peak)})
+        costs = {
+            "costs/seconds": time.perf_counter() - self._begin,
+            "costs/memory_mb": peak_memory_mb(pl_module.device),
+        }
+        pl_module.log_dict({name: value for name, value in costs.items() if value is not None})
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Peak memory of a GPU, or of this process; None where the system does not tell (Windows)."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:
+        return None
+    # KiB on Linux, bytes on macOS
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
