@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from medinr.data.dirlab import (
     require_case_root,
     require_file,
 )
+from medinr.data.lungs import lung_structures
 from medinr.data.pair import Pair
 from medinr.data.report import landmark_motion
 from medinr.data.transforms import MASKS, POINTS, SIDES, LungMaskd, Reading, domain_of, to_meta
@@ -45,6 +47,8 @@ class DIRLab(MedINRDataModule):
             pair of phases, else the 75, and none for T60 ... T90; ``none``.
         masks: lung masks. ``auto``: computed from the images; ``none``; or a folder with ``case1_T00_mask.nii.gz`` and
             ``case1_T50_mask.nii.gz`` (also without ``_mask``), matched to the images by voxel index.
+        labels: ``vessels``: label volumes computed inside the masks, 1 parenchyma and 2 vessels, for Dice and for the
+            search over alpha; ``none``.
         mask_dilation_mm: grow computed masks by this much.
         hu_offset: stored value - HU. 1024 and 1000 are both reported for these data.
     """
@@ -57,6 +61,7 @@ class DIRLab(MedINRDataModule):
         moving_phase: int = 50,
         landmarks: Landmarks = "auto",
         masks: str = "auto",
+        labels: Literal["none", "vessels"] = "none",
         mask_dilation_mm: float = 0.0,
         hu_offset: int = layouts.DIRLAB_HU_OFFSET,
         steps_per_epoch: int = 100,
@@ -76,6 +81,11 @@ class DIRLab(MedINRDataModule):
         self.phases = {"fixed": f"T{fixed_phase:02d}", "moving": f"T{moving_phase:02d}"}
         self.landmarks: Landmarks = landmarks
         self.masks = masks
+        if labels == "vessels" and masks == "none":
+            raise UserError(
+                "data.labels: expected lung masks for vessels, found data.masks none; give masks or no labels"
+            )
+        self.labels = labels
         self.mask_dilation_mm = mask_dilation_mm
         self.hu_offset = hu_offset
         self.cases = [f"case{case}"]
@@ -128,6 +138,12 @@ class DIRLab(MedINRDataModule):
         for problem in (*problems, self.landmark_problem(pair)):
             if problem:
                 warnings.warn(problem, RegistrationWarning, stacklevel=2)
+        if self.labels == "vessels" and pair.fixed_mask is not None and pair.moving_mask is not None:
+            pair = replace(
+                pair,
+                fixed_labels=lung_structures(pair.fixed, pair.fixed_mask),
+                moving_labels=lung_structures(pair.moving, pair.moving_mask),
+            )
         return pair
 
     def landmark_problem(self, pair: Pair) -> str | None:

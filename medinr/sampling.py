@@ -60,6 +60,17 @@ def gaussian_smooth(volume: Volume, sigma_mm: float, spacing: Sequence[float]) -
     return out[:, 0]
 
 
+def near(mask: Mask, domain: Domain, margin_mm: float) -> Mask:
+    """The mask grown by a box of ``margin_mm`` on every side."""
+    grown = mask[None, None].float()
+    for axis, step in enumerate(domain.spacing):
+        radius = int(margin_mm / step)
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * radius + 1, radius
+        grown = F.max_pool3d(grown, kernel, stride=1, padding=padding)
+    return grown[0, 0] > 0.5
+
+
 class PointSampler:
     """Uniform random points of a mask, continuous inside its voxels, in normalised coordinates.
 

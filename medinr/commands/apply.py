@@ -108,8 +108,8 @@ def main(args: list[str]) -> int:
     parser = ArgumentParser(
         prog="medinr apply",
         exit_on_error=False,
-        description="Carry images, labels and points through a saved transform. Forward: volumes of the moving image onto "
-        "the fixed grid, points of the fixed image to the moving one. --inverse: the other way round.",
+        description="Carry images, labels and points through a saved transform. Forward: volumes of the moving image "
+        "onto the fixed grid, points of the fixed image to the moving one. --inverse: the other way round.",
         epilog="example: medinr apply result/transform.ckpt --labels moving_labels.nii.gz --out carried",
     )
     parser.add_argument("checkpoint", type=str, help="transform.ckpt of register or predict, or a run's checkpoint")

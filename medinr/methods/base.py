@@ -242,9 +242,22 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        if self.pair is None:
-            self.attach(self.trainer.datamodule.pair)  # type: ignore[attr-defined]
+    def _ready(self) -> None:
+        """Take the pair, once, and after Lightning has moved the method to its device."""
+        if not self.levels:
+            self.attach(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        self._ready()
+
+    def on_validation_start(self) -> None:
+        self._ready()
+
+    def on_test_start(self) -> None:
+        self._ready()
+
+    def on_predict_start(self) -> None:
+        self._ready()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["medinr"] = {"method": spec(self), **self.state}

@@ -16,7 +16,7 @@ from medinr.fields import HarmonizedSIREN
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
-from medinr.sampling import interpolate, nearest
+from medinr.sampling import PointSampler, near, nearest
 from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
 from medinr.types import Points, Scalar
@@ -59,7 +59,7 @@ class ConditionedRegistration(RegistrationMethod):
         select: Criterion = "similarity",
         alpha: Sequence[float] | None = None,
         grid: int = 11,
-        search_points: int = 8000,
+        search_points: int = 4000,
         points: int = 10_000,
         pyramid_mm: Sequence[float] = (0.0,),
         lr: float = 1e-4,
@@ -127,7 +127,7 @@ class ConditionedRegistration(RegistrationMethod):
     # -- search --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, alpha: Tensor, x: Points) -> Row:
+    def score(self, alpha: Tensor, x: Points, labelled: Points | None = None) -> Row:
         """Similarity at the finest level, folding %, bending (per 100 mm), and Dice and TRE where they are known.
 
         The same points x [N, 3] for every alpha: the differences between rows are the field's, not the sample's.
@@ -145,11 +145,8 @@ class ConditionedRegistration(RegistrationMethod):
             "folding": 100 * (volume_change(u) <= 0).float().mean().item(),
             "bending": bending(curvature).item(),
         }
-        if pair.fixed_mask is not None and pair.moving_mask is not None:
-            target = transform_points(self.to_moving_voxels, x + u.value)
-            a = nearest(pair.fixed_mask, transform_points(self.domain.normalised_to_voxel, x))
-            b = interpolate(pair.moving_mask[None].float(), target)[0] > 0.5
-            row["dice"] = (2 * (a & b).sum() / (a.sum() + b.sum()).clamp(min=1)).item()
+        if labelled is not None:
+            row["dice"] = self._dice(alpha, labelled)
         if pair.fixed_points is not None and pair.moving_points is not None:
             self_at = type(self.transform())(self.map, self.domain, self.start, alpha)
             row["tre"] = (
@@ -157,11 +154,37 @@ class ConditionedRegistration(RegistrationMethod):
             )
         return row
 
+    @property
+    def segmentations(self) -> tuple[Tensor, Tensor] | None:
+        """Labels of the fixed and the moving image, or their masks, whichever the pair has of both."""
+        assert self.pair is not None
+        for names in (("fixed_labels", "moving_labels"), ("fixed_mask", "moving_mask")):
+            fixed, moving = (getattr(self.pair, name) for name in names)
+            if fixed is not None and moving is not None:
+                return fixed.int(), moving.int()
+        return None
+
+    def labelled_region(self, generator: torch.Generator) -> Points | None:
+        """Points of the segmentation and 10 mm around it, where a moving structure counts that ends up outside."""
+        if self.segmentations is None:
+            return None
+        region = near(self.segmentations[0] > 0, self.domain, 10.0)
+        return PointSampler(self.domain, region)(4 * self.search_points, self.device, generator)
+
+    def _dice(self, alpha: Tensor, x: Points) -> float:
+        """Mean Dice over labels of warped against fixed segmentation at x [N, 3]."""
+        assert self.segmentations is not None
+        fixed, moving = self.segmentations
+        a = nearest(fixed, transform_points(self.domain.normalised_to_voxel, x))
+        b = nearest(moving, transform_points(self.to_moving_voxels, x + self.map.displacement(x, alpha)))
+        pairs = [(a == label, b == label) for label in fixed.unique().tolist() if label]
+        return sum(float(2 * (p & q).sum() / (p.sum() + q.sum()).clamp(min=1)) for p, q in pairs) / len(pairs)
+
     def settle(self) -> None:
         """Search alpha by the method's own criterion, or by the similarity where its masks or landmarks are missing."""
         assert self.pair is not None
         known = {
-            "dice": self.pair.fixed_mask is not None and self.pair.moving_mask is not None,
+            "dice": self.segmentations is not None,
             "landmarks": self.pair.fixed_points is not None and self.pair.moving_points is not None,
             "similarity": True,
         }
@@ -181,7 +204,9 @@ class ConditionedRegistration(RegistrationMethod):
         io.write_text(out / "alpha_search.csv", "\n".join(lines) + "\n")
         files = [out / "alpha_search.csv"]
         if len(self.conditioned) == 1:
-            series = {c: [row[c] for row in table] for c in ("tre", "dice", "folding", "bending") if c in columns}
+            series: dict[str, list[float]] = {
+                str(c): [row[c] for row in table] for c in ("tre", "dice", "folding", "bending") if c in columns
+            }
             marks = {("landmarks (oracle)" if c == "landmarks" else c): a[0] for c, a in self.choices().items()}
             figure = figures.curve_figure(
                 [row["alpha"] for row in table], series, marks, log_x=self.prior == "log-uniform",
@@ -202,9 +227,10 @@ class ConditionedRegistration(RegistrationMethod):
         """Choose alpha and keep it (`context`). A grid even in the prior's quantiles, then two refinements."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
         x = self.sampler(self.search_points, self.device, generator)
+        labelled = self.labelled_region(generator)
         line = self.quantile(torch.linspace(0, 1, self.grid)).tolist()
         result = search(
-            lambda alpha: self.score(alpha, x),
+            lambda alpha: self.score(alpha, x, labelled),
             criterion or self.select,
             [list(a) for a in itertools.product(line, repeat=len(self.conditioned))],
         )
