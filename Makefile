@@ -7,6 +7,7 @@ THREADS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
+DEMO_ARGS = --config experiments/cidir_dirlab.yaml --data.root $(DEMO)/data --runs $(DEMO)/runs --wandb false
 STAMP := $(VENV)/.installed
 
 # Single-threaded libraries under several threads of torch are slower on small machines; one number governs both.
@@ -29,7 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP) ## the main experiment on generated data, at a laptop's size
-	$(BIN)/medinr --help
+	$(BIN)/medinr phantom dirlab --out $(DEMO)/data --cases 1 --size 96 --phases extremes
+	$(BIN)/medinr fit $(DEMO_ARGS) --trainer.max_steps 600
+	$(BIN)/medinr test $(DEMO_ARGS)
+	$(BIN)/medinr predict $(DEMO_ARGS) --out $(DEMO)/results
+	@echo "Look at $(DEMO)/results/figures/registration.png (the registration) and alpha.png (error, Dice, folding and"
+	@echo "bending against the regularization weight); images, field, transform and metrics.json are in $(DEMO)/results."
 
 test: $(STAMP) ## the default test suite (ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(ARGS)

@@ -16,7 +16,7 @@ from medinr.fields import HarmonizedSIREN
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
-from medinr.sampling import PointSampler, near, nearest
+from medinr.sampling import PointSampler, interpolate, near
 from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
 from medinr.types import Points, Scalar
@@ -172,13 +172,22 @@ class ConditionedRegistration(RegistrationMethod):
         return PointSampler(self.domain, region)(4 * self.search_points, self.device, generator)
 
     def _dice(self, alpha: Tensor, x: Points) -> float:
-        """Mean Dice over labels of warped against fixed segmentation at x [N, 3]."""
+        """Mean over labels of the soft Dice 2 sum(ab) / sum(a^2 + b^2) of warped against fixed labels at x [N, 3].
+
+        a and b are the labels' indicators, read trilinearly: the hard Dice of a sample jumps by more than the alphas
+        that are to be told apart.
+        """
         assert self.segmentations is not None
         fixed, moving = self.segmentations
-        a = nearest(fixed, transform_points(self.domain.normalised_to_voxel, x))
-        b = nearest(moving, transform_points(self.to_moving_voxels, x + self.map.displacement(x, alpha)))
-        pairs = [(a == label, b == label) for label in fixed.unique().tolist() if label]
-        return sum(float(2 * (p & q).sum() / (p.sum() + q.sum()).clamp(min=1)) for p, q in pairs) / len(pairs)
+        source = transform_points(self.domain.normalised_to_voxel, x)
+        target = transform_points(self.to_moving_voxels, x + self.map.displacement(x, alpha))
+        found = []
+        for label in fixed.unique().tolist():
+            if label:
+                a = interpolate((fixed == label)[None].float(), source)
+                b = interpolate((moving == label)[None].float(), target)
+                found.append(2 * (a * b).sum() / (a * a + b * b).sum().clamp(min=1e-6))
+        return torch.stack(found).mean().item()
 
     def settle(self) -> None:
         """Search alpha by the method's own criterion, or by the similarity where its masks or landmarks are missing."""
