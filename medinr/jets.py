@@ -6,8 +6,8 @@ directions, the second derivatives y_ab = D2y[d_a, d_b]. Each layer maps a jet t
 - an affine layer multiplies all 1 + k + m channels by its matrix in one product and adds the bias to the value;
 - an activation f maps (v, d_a, h_ab) to (f(v), f'(v) d_a, f''(v) d_a d_b + f'(v) h_ab).
 
-Regularizers thus need one forward and one backward pass, where nested ``autograd.grad`` needs one backward pass for each
-first derivative and one more for each second derivative (Griewank and Walther, Evaluating Derivatives, 2008, ch. 13).
+Regularizers thus need one forward and one backward pass, where nested ``autograd.grad`` needs one backward pass for
+each first derivative and one more for each second derivative (Griewank and Walther, Evaluating Derivatives, 2008, ch. 13).
 
 The channels lie in one tensor [1 + k + m, N, c], so that a layer is one matrix product. The sine rule is one autograd
 function: it keeps sin and cos of a layer and nothing else of its own.
@@ -35,8 +35,8 @@ class Jet:
     """Truncated Taylor expansion at N points.
 
     Attributes:
-        channels: [1 + k + m, N, c]: the value, k first and m second derivatives. A jet that is affine in x (the seed, say)
-            leaves its second derivatives out although it names pairs: they are zero.
+        channels: [1 + k + m, N, c]: the value, k first and m second derivatives. A jet that is affine in x (the seed,
+            say) leaves its second derivatives out although it names pairs: they are zero.
         k: number of directions.
         pairs: the pairs of directions of the second derivatives.
         basis: whether the directions are the canonical basis of space (else random probes).
@@ -58,7 +58,9 @@ class Jet:
     ) -> "Jet":
         """A jet from its parts: value [N, c], first [k, N, c], second [m, N, c]."""
         if second is not None and len(pairs) != len(second):
-            raise ValueError(f"jet: expected {len(second)} pairs for {len(second)} second derivatives, got {len(pairs)}")
+            raise ValueError(
+                f"jet: expected {len(second)} pairs for {len(second)} second derivatives, got {len(pairs)}"
+            )
         if pairs and first is None:
             raise ValueError("jet: second derivatives need first derivatives")
         parts = [value[None]] + [p for p in (first, second) if p is not None]
@@ -97,7 +99,7 @@ class Jet:
         return self.channels[1:4].permute(1, 2, 0)
 
     def rescale(self, value: float, length: float) -> "Jet":
-        """The jet in other units: values times ``value``, inputs times ``length`` (so first derivatives value/length)."""
+        """The jet in other units: values times ``value``, inputs times ``length``."""
         factors = [value] + [value / length] * self.k
         if not self.affine:
             factors += [value / length**2] * len(self.pairs)
@@ -120,7 +122,7 @@ def seed(x: Features, order: int, pairs: Sequence[Pair] = BASIS_PAIRS) -> Jet:
 def probe(x: Features, generator: torch.Generator | None = None) -> Jet:
     """The jet of the identity at x along two directions v, w drawn for every point, isotropic with unit variance.
 
-    For a Hessian H, E[(v'Hw)^2] = |H|_F^2: the pair (v, w) gives an unbiased bending energy at 4 instead of 10 channels.
+    For a Hessian H, E[(v'Hw)^2] = |H|_F^2: the pair (v, w) gives an unbiased bending energy at 4, not 10, channels.
     The directions are uniform on the sphere of radius sqrt(3), which has less variance than a normal distribution.
     """
     d = torch.randn(2, *x.shape, device=x.device, dtype=x.dtype, generator=generator)
@@ -132,7 +134,7 @@ def linear(jet: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     """Affine layer: weight [out, in] on all channels in one product, bias [out] on the value only."""
     channels = F.linear(jet.channels, weight)
     if bias is not None:
-        channels = _AddToValue.apply(channels, bias)
+        channels = _AddToValue.apply(channels, bias)  # type: ignore[no-untyped-call]
     return replace(jet, channels=channels)
 
 
@@ -152,7 +154,7 @@ class _AddToValue(torch.autograd.Function):
 
 def sine(jet: Jet) -> Jet:
     """sin of a jet: (s, c d_a, c h_ab - s d_a d_b) with s, c = sin, cos of the value."""
-    channels = _Sine.apply(jet.channels, jet.k, jet.pairs)
+    channels = _Sine.apply(jet.channels, jet.k, jet.pairs)  # type: ignore[no-untyped-call]
     return replace(jet, channels=channels)
 
 
@@ -269,4 +271,4 @@ def cofactor(j: Tensor) -> Tensor:
 
 def det(j: Tensor) -> Tensor:
     """Determinant of [..., 3, 3] by cofactors (torch.linalg.det is wrong in nested forward differentiation)."""
-    return (j[..., 0, :] * torch.linalg.cross(j[..., 1, :], j[..., 2, :], dim=-1)).sum(-1)
+    return torch.sum(j[..., 0, :] * torch.linalg.cross(j[..., 1, :], j[..., 2, :], dim=-1), dim=-1)

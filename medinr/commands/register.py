@@ -42,7 +42,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400),
-    "accurate": Preset((128, 128, 128), 4096, 800),
+    "accurate": Preset((128, 128, 128), 4096, 600),
 }
 SIMILARITIES: dict[str, type[Similarity]] = {"lncc": LocalNCC, "ncc": NCC, "mse": MSE}
 

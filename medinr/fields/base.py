@@ -40,10 +40,13 @@ def fallback_jet(field: Field, jet: Jet, context: Tensor | None = None) -> Jet:
     """Jet of a field without a rule, by ``torch.func`` (per point: the full Jacobian and Hessian; slow)."""
     if type(field) not in _told:
         _told.add(type(field))
-        warnings.warn(f"{type(field).__name__} has no jet rule: torch.func is used instead, which is slow", stacklevel=3)
+        warnings.warn(
+            f"{type(field).__name__} has no jet rule: torch.func is used instead, which is slow", stacklevel=3
+        )
 
     def at(point: Tensor) -> Tensor:
-        return field(point[None], context)[0]
+        value: Tensor = field(point[None], context)[0]
+        return value
 
     x = jet.value
     value = field(x, context)

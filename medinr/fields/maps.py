@@ -18,7 +18,8 @@ class Map(Field):
 
     def displacement(self, x: Points, context: Tensor | None = None) -> Points:
         """u(x) in normalised units."""
-        return self(x, context) - x
+        u: Points = self(x, context) - x
+        return u
 
     def displacement_jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         """Jet of u: that of the transform less that of x."""
@@ -33,7 +34,9 @@ class DisplacementMap(Map):
     def __init__(self, field: Field) -> None:
         super().__init__()
         if field.in_features != 3 or field.out_features != 3:
-            raise ValueError(f"a displacement needs a field from 3 to 3, got {field.in_features} to {field.out_features}")
+            raise ValueError(
+                f"a displacement needs a field from 3 to 3, got {field.in_features} to {field.out_features}"
+            )
         self.field = field
 
     def forward(self, x: Points, context: Tensor | None = None) -> Points:

@@ -1,8 +1,8 @@
 """SIREN, and SIREN whose sine is modulated by a condition (the harmonizer of cIDIR)."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class SIREN(Field):
         self.in_features, self.out_features = in_features, out_features
         widths = [in_features, *hidden]
         self.omegas = [omega if first_omega is None else first_omega] + [omega] * (len(hidden) - 1)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], out_features)
         self.reset(omega, zero_output)
 
@@ -61,7 +61,7 @@ class SIREN(Field):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def scaled(self) -> list[tuple[Tensor, Tensor]]:
-        """(omega W, omega b) of the hidden layers: the frequency goes into the small matrix, not into the activations."""
+        """(omega W, omega b) of the hidden layers: the frequency goes into the small matrix, not the activations."""
         return [(o * layer.weight, o * layer.bias) for o, layer in zip(self.omegas, self._linears(), strict=True)]
 
     def forward(self, x: Features, context: Tensor | None = None) -> Features:
@@ -85,7 +85,9 @@ class Harmonizer(nn.Module):
     One set for each layer (``shared=False``) is our choice; the paper does not say.
     """
 
-    def __init__(self, conditions: int, layers: int, hidden: Sequence[int] = (128, 64, 32), shared: bool = False) -> None:
+    def __init__(
+        self, conditions: int, layers: int, hidden: Sequence[int] = (128, 64, 32), shared: bool = False
+    ) -> None:
         super().__init__()
         self.n_layers, self.shared = layers, shared
         blocks: list[nn.Module] = []
