@@ -7,7 +7,8 @@ directions, the second derivatives y_ab = D2y[d_a, d_b]. Each layer maps a jet t
 - an activation f maps (v, d_a, h_ab) to (f(v), f'(v) d_a, f''(v) d_a d_b + f'(v) h_ab).
 
 Regularizers thus need one forward and one backward pass, where nested ``autograd.grad`` needs one backward pass for
-each first derivative and one more for each second derivative (Griewank and Walther, Evaluating Derivatives, 2008, ch. 13).
+each first derivative and one more for each second derivative (Griewank and Walther, Evaluating Derivatives, 2008,
+ch. 13).
 
 The channels lie in one tensor [1 + k + m, N, c], so that a layer is one matrix product. The sine rule is one autograd
 function: it keeps sin and cos of a layer and nothing else of its own.
