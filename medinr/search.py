@@ -1,5 +1,6 @@
 """Search over a conditioned method's alpha: a grid, then a refinement around the best, by one of three criteria."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,12 +18,13 @@ Score = Callable[[Tensor], Row]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The chosen alpha, the criterion that chose it, and the table of all that was tried (sorted by alpha)."""
+    """The chosen alpha, the criterion that chose it, the table of all that was tried (by alpha), and seconds."""
 
     alpha: list[float]
     criterion: Criterion
     oracle: bool
     table: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def badness(row: Row, criterion: Criterion, folding_bound: float) -> tuple[float, float]:
@@ -56,6 +58,7 @@ def search(
     ``folding_bound`` percent of folded points. In between two grid values the geometric mean is tried, because the
     effect of a weight is spread over decades.
     """
+    begin = time.perf_counter()
     rows = {tuple(a): score(torch.tensor(a)) for a in grid}
 
     def best() -> tuple[float, ...]:
@@ -72,4 +75,4 @@ def search(
                     rows.setdefault(middle, score(torch.tensor(middle)))
     chosen = best()
     table = [{**{f"alpha{k}" if k else "alpha": v for k, v in enumerate(a)}, **rows[a]} for a in sorted(rows)]
-    return SearchResult(list(chosen), criterion, criterion == "landmarks", table)
+    return SearchResult(list(chosen), criterion, criterion == "landmarks", table, time.perf_counter() - begin)

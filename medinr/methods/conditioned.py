@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
 from medinr.sampling import PointSampler, interpolate, near
+from medinr.results import Evaluation
 from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
 from medinr.types import Points, Scalar
@@ -202,6 +203,14 @@ class ConditionedRegistration(RegistrationMethod):
                 f"select: {self.select} is not possible with this data; alpha is chosen by similarity", stacklevel=2
             )
         self.found = self.search(self.select if known[self.select] else "similarity")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Evaluation:
+        """As for every method, and how alpha was found."""
+        evaluation = super().predict_step(batch, batch_idx)
+        if self.found is not None:
+            evaluation.metrics["search/seconds"] = self.found.seconds
+            evaluation.metrics |= {f"search/alpha_{k}": v for k, v in enumerate(self.found.alpha)}
+        return evaluation
 
     def report(self, out: Path) -> list[Path]:
         """The table of the last search, and its curves with the choice of every criterion that the data allow."""
