@@ -16,8 +16,8 @@ from medinr.fields import HarmonizedSIREN
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
-from medinr.sampling import PointSampler, interpolate, near
 from medinr.results import Evaluation
+from medinr.sampling import PointSampler, interpolate, near
 from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
 from medinr.types import Points, Scalar
@@ -209,7 +209,7 @@ class ConditionedRegistration(RegistrationMethod):
         evaluation = super().predict_step(batch, batch_idx)
         if self.found is not None:
             evaluation.metrics["search/seconds"] = self.found.seconds
-            evaluation.metrics |= {f"search/alpha_{k}": v for k, v in enumerate(self.found.alpha)}
+            evaluation.metrics.update({f"search/alpha_{k}": v for k, v in enumerate(self.found.alpha)})
         return evaluation
 
     def report(self, out: Path) -> list[Path]:
