@@ -38,7 +38,7 @@ def write_dirlab_phantom(
     download. Landmarks: 300 (T00, T50) and 75 (T00 ... T50), 1-based voxels; those of T00 are integers, as DIR-LAB's
     are. DIFFERENT from DIR-LAB, the other phases keep four decimals: rounding them would add up to half a voxel to
     every registration error, and readers take floats. Files of phases that are not asked for are not written.
-    ``geometry.json`` states shape and spacing wherever they are not the published ones.
+    ``geometry.json`` states shape and spacing.
 
     ``truth/caseN/``, which no data module reads: ``displacement_Txx.nii.gz`` (T00 -> T50, at T00's voxel centres; 5-D,
     intent 1007, LPS mm; exact), ``lung_mask_Txx.nii.gz``, ``landmarks.csv`` (all ten phases whatever ``phases`` is;
@@ -70,9 +70,8 @@ def write_dirlab_phantom(
         phantom = thorax_case(case, size, seed)
         phantom.landmarks  # noqa: B018  refuses sizes that are too coarse before anything is written
         written += _write_case(out, phantom, wanted, progress or (lambda line: None))
-    changed = [c for c in cases if phantom_facts(c, size) != layouts.dirlab_case(c)]
-    if changed or (out / layouts.GEOMETRY_FILE).is_file():
-        written.append(layouts.write_geometry(out, [phantom_facts(c, size) for c in cases]))
+    # At the real size too: a case that geometry.json names is not held against the published landmark motion.
+    written.append(layouts.write_geometry(out, [phantom_facts(c, size) for c in cases]))
     return written
 
 
