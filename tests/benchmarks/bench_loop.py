@@ -2,7 +2,6 @@
 
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from medinr.fields import SIREN
 from medinr.losses import NCC, Barrier, Jacobian, LocalNCC
 from medinr.methods import PairRegistration
 from medinr.space import Domain, Image
+from tests.benchmarks import measure as timing
 from tests.benchmarks.measure import ratio, table
 
 TARGET = 1.10
@@ -64,13 +64,13 @@ def bare(make: Callable[[], PairRegistration], pair: Pair, steps: int) -> Run:
     method = prepare(make, pair)
     optimizer = method.configure_optimizers()
     torch.manual_seed(1)
-    start = time.perf_counter()
+    start = timing.clock()
     for _ in range(steps):
         loss = torch.stack(list(method.objective(method.sampler(method.points, "cpu")).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return Run(time.perf_counter() - start, weights(method))
+    return Run(timing.clock() - start, weights(method))
 
 
 class _Clock(lightning.Callback):
@@ -81,10 +81,10 @@ class _Clock(lightning.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             torch.manual_seed(1)
-            self.start = time.perf_counter()
+            self.start = timing.clock()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.end = time.perf_counter()
+        self.end = timing.clock()
 
 
 def lightnings(make: Callable[[], PairRegistration], pair: Pair, steps: int) -> Run:
