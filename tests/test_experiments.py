@@ -6,9 +6,12 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+import yaml
 
 from medinr import cli
 from medinr.callbacks import runs
+from medinr.commands.register import PRESETS, recommended
+from medinr.configured import spec
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -69,3 +72,23 @@ def test_experiment_runs(
     assert nib.load(out / "warped.nii.gz").shape[:2] == (32, 32)
     assert nib.load(out / "displacement.nii.gz").shape[3:] == (1, 3)
     assert (out / "figures" / "registration.png").stat().st_size > 1000
+
+
+def test_recommended_experiment_is_what_register_does() -> None:
+    """The YAML states every number of `medinr register --preset accurate`; the two must not drift apart."""
+    config = yaml.safe_load((ROOT / "experiments" / "idir_dirlab_best.yaml").read_text())
+    given = config["model"]["init_args"]
+    method = recommended("accurate")
+    told = spec(method)["init_args"]
+    for name in ("points", "pyramid_mm", "lr", "warmup", "cosine", "use_moving_mask"):
+        assert told[name] == given[name], name
+    for key, value in told["field"]["init_args"].items():
+        assert given["field"]["init_args"][key] == value, key
+    assert given["similarity"]["class_path"] == type(method.similarity).__name__
+    for key, value in given["similarity"]["init_args"].items():
+        assert getattr(method.similarity, key) == value, key
+    for name, part in given["regularizers"].items():
+        for key, value in part["init_args"].items():
+            assert getattr(method.penalties[name], key) == value, (name, key)
+    assert given["regularizers"].keys() == method.penalties.keys()
+    assert config["trainer"]["max_steps"] == PRESETS["accurate"].steps
