@@ -1,6 +1,7 @@
 """What a registration is judged by, and the files it leaves."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,9 @@ def write_results(
     method.save(out / "transform.ckpt")
     files += [out / "transform.ckpt", *method.report(out)]
     record = {"case": pair.name, **evaluation.metrics, **(extra or {})}
-    io.write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
+    # JSON has no infinity (the PSNR of equal images) and no NaN.
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    io.write_text(out / "metrics.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
     return [*files, out / "metrics.json", out / "figures" / "registration.png"]
 
 

@@ -1,19 +1,22 @@
 """``medinr apply transform.ckpt``: images, labels and points through a saved transform, forward or inverse."""
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from medinr import io
-from medinr.errors import UserError
+from medinr.commands import command_parser
+from medinr.commands.checks import DEVICES, check_device, check_writable
+from medinr.errors import RegistrationWarning, UserError
 from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense
 from medinr.io import PointsSpace
 from medinr.methods import ConditionedRegistration, load_method
 from medinr.results import inverse_displacement, resample, resample_labels
-from medinr.space import Domain
 
+EXAMPLE = "medinr apply result/transform.ckpt --labels moving_labels.nii.gz --out carried"
 RESIDUAL_MM = 0.1
 """Points whose inverse leaves more than this are reported: the map is not invertible there."""
 
@@ -33,7 +36,7 @@ def apply(
     out: str | Path,
     image: Any = None,
     labels: Any = None,
-    points: str | None = None,
+    points: str | Path | None = None,
     points_space: PointsSpace = "ras",
     reference: Any = None,
     inverse: bool = False,
@@ -60,40 +63,51 @@ def apply(
         exact: evaluate the network at every voxel.
 
     Raises:
-        UserError: nothing to do, or a missing reference.
+        UserError: nothing to do, a missing reference, or a file that cannot be used.
+
+    Warns:
+        RegistrationWarning: points at which the transform has no inverse.
     """
     if image is None and labels is None and points is None:
         raise UserError("apply: nothing to carry; give --image, --labels or --points")
-    transform = load_transform(checkpoint, alpha, device)
-    out = Path(out)
+    if points is not None and points_space == "voxel" and reference is None:
+        raise UserError("--points-space voxel: needs --reference, the image whose voxels are meant")
+    if inverse and (image is not None or labels is not None) and reference is None:
+        raise UserError("--reference: the inverse needs an image whose grid it is written on; give the moving image")
+    check_writable(out)
+    transform = load_transform(checkpoint, alpha, check_device(device))
+    # Everything is read before anything is written: a mistake in the last file must not leave half of the results.
     grid = io.as_image(reference).domain if reference is not None else None
+    source = None if image is None else io.as_image(image)
+    labels_domain = None if labels is None else io.as_image(labels).domain
+    given = None if labels_domain is None else io.read_labels(labels, labels_domain)
+    world = None if points is None else io.read_points(points, points_space, grid)
+
+    out = Path(out)
     files: list[Path] = []
-    if image is not None or labels is not None:
-        if inverse and grid is None:
-            raise UserError(
-                "--reference: the inverse needs an image whose grid it is written on; give the moving image"
-            )
+    if source is not None or given is not None:
         domain = grid or transform.domain.with_scale("isotropic")
         if inverse:
             displacement = inverse_displacement(transform, domain)
         else:
             displacement = evaluate_dense(transform, domain, exact).displacement
-        if image is not None:
-            source = io.as_image(image)
+        if source is not None:
             io.write_image(out / "image.nii.gz", resample(source, domain, displacement)[0], domain)
             files.append(out / "image.nii.gz")
-        if labels is not None:
-            at: Domain = io.as_image(labels).domain
-            carried = resample_labels(io.read_labels(labels, at), at, domain, displacement)
+        if given is not None and labels_domain is not None:
+            carried = resample_labels(given, labels_domain, domain, displacement)
             io.write_image(out / "labels.nii.gz", carried, domain)
             files.append(out / "labels.nii.gz")
-    if points is not None:
-        world = io.read_points(points, points_space, grid)
+    if world is not None:
         if inverse:
             moved, residual = transform.inverse(world)
             bad = int((residual > RESIDUAL_MM).sum())
             if bad:
-                print(f"medinr: warning: {bad} of {len(world)} points have no inverse within {RESIDUAL_MM} mm")
+                warnings.warn(
+                    f"{points}: {bad} of {len(world)} points have no inverse within {RESIDUAL_MM} mm",
+                    RegistrationWarning,
+                    stacklevel=2,
+                )
         else:
             moved = transform(world)
         io.write_points(out / "points.csv", torch.as_tensor(moved), points_space, grid)
@@ -103,26 +117,28 @@ def apply(
 
 def main(args: list[str]) -> int:
     """Parse the command line, apply, and name the files."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="medinr apply",
-        exit_on_error=False,
-        description="Carry images, labels and points through a saved transform. Forward: volumes of the moving image "
-        "onto the fixed grid, points of the fixed image to the moving one. --inverse: the other way round.",
-        epilog="example: medinr apply result/transform.ckpt --labels moving_labels.nii.gz --out carried",
+    parser = command_parser(
+        "apply",
+        "Carry images, labels and points through a saved transform. Forward: volumes of the\nmoving image onto the "
+        "fixed grid, points of the fixed image to the moving one.\n--inverse: the other way round.",
+        EXAMPLE,
     )
     parser.add_argument("checkpoint", type=str, help="transform.ckpt of register or predict, or a run's checkpoint")
     parser.add_argument("--out", type=str, required=True, help="folder for the results")
     parser.add_argument("--image", type=str | None, help="volume to resample linearly")
     parser.add_argument("--labels", type=str | None, help="label volume to resample by nearest neighbour")
     parser.add_argument("--points", type=str | None, help="CSV x,y,z")
-    parser.add_argument("--points-space", type=PointsSpace, default="ras", help="frame of the CSV, in and out")
+    parser.add_argument(
+        "--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV, in and out"
+    )
     parser.add_argument("--reference", type=str | None, help="image whose grid is used")
     parser.add_argument("--inverse", action="store_true", help="use the inverse transform")
-    parser.add_argument("--alpha", type=list[float] | None, help="weight(s) of a conditioned transform, e.g. [0.05]")
+    parser.add_argument("--alpha", type=float | list[float] | None, help="weight(s), e.g. 0.05 or [0.05,0.1]")
     parser.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or mps")
-    files = apply(**parser.parse_args(args).as_dict())
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where the network runs")
+    options = parser.parse_args(args).as_dict()
+    if isinstance(options["alpha"], float):
+        options["alpha"] = [options["alpha"]]
+    files = apply(**options)
     print("\n".join(f"wrote {file}" for file in files))
     return 0

@@ -1,34 +1,41 @@
 """``medinr register fixed moving``: two images in, results out, no YAML."""
 
 import itertools
-import tempfile
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning
+import torch
 from torch import Tensor
 
 from data_modules.pair import read_matrix
 from medinr import io
 from medinr.callbacks import RunProgress
+from medinr.commands import command_parser
+from medinr.commands.checks import DEVICES, check_device, check_writable
 from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.data.lungs import lung_mask
 from medinr.data.pair import Pair
 from medinr.data.report import check_pair
-from medinr.errors import UserError
+from medinr.errors import RegistrationWarning, UserError
 from medinr.fields import SIREN, Transform
 from medinr.io import PointsSpace
 from medinr.losses import MSE, NCC, Barrier, LocalNCC, Similarity
 from medinr.methods import PairRegistration
 from medinr.methods.base import robust_window
 from medinr.results import Evaluation, evaluate, summary, write_results
-from medinr.start import find_start
+from medinr.sampling import PointSampler
+from medinr.space import transform_points
+from medinr.start import MINIMAL_OVERLAP, find_start
 
 SimilarityName = Literal["lncc", "ncc", "mse"]
 PresetName = Literal["fast", "accurate"]
+STARTS = ("none", "rigid", "affine")
+EXAMPLE = "medinr register fixed.nii.gz moving.nii.gz --out result --fixed-mask lungs"
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,10 @@ def make_pair(
         None if moving_labels is None else io.read_labels(moving_labels, m.domain),
     )
     check_pair(pair)
+    if fixed_labels is not None and moving_labels is None:
+        warnings.warn(
+            "--fixed-labels: not used; give --moving-labels to compare with", RegistrationWarning, stacklevel=3
+        )
     return pair
 
 
@@ -179,14 +190,20 @@ def register(
     for name, value, known in (("preset", preset, PRESETS), ("similarity", similarity, SIMILARITIES)):
         if value not in known:
             raise UserError(f"{name}: expected one of {', '.join(known)}, got {value}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed: expected a whole number from 0 to 4294967295, got {seed}")
+    if init not in STARTS and not Path(init).exists():
+        raise UserError(f"--init: expected {', '.join(STARTS)} or a file with a 4 x 4 matrix, got {init}")
+    check_device(device)
     if out is not None:
-        check_writable(Path(out))
+        check_writable(out)
     pair = make_pair(
         fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels, moving_labels
     )
     clock = [time.perf_counter()]
     lightning.seed_everything(seed, verbose=False)
     pair = replace(pair, start=initial(pair, init, seed))
+    check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity)
     fit(method, pair, PRESETS[preset].steps, device, progress)
@@ -204,7 +221,7 @@ def register(
 
 def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
     """The start A of a pair by name, or from a file."""
-    if init in ("none", "rigid", "affine"):
+    if init in STARTS:
         windows = [robust_window(i) for i in (pair.fixed, pair.moving)]
         return find_start(pair.fixed, pair.moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed)  # type: ignore[arg-type]
     return read_matrix(init)
@@ -230,27 +247,31 @@ def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", 
     method.cpu().eval()
 
 
-def check_writable(out: Path) -> None:
-    """Fail before the work, not after it: a folder that cannot be made or written to."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{out}: expected a folder that can be written to, found {error.strerror}; choose another"
-        ) from None
+def check_overlap(pair: Pair) -> None:
+    """Refuse images that share nothing, warn where they share little: no similarity can bring them together.
+
+    Raises:
+        UserError: the start maps none of the fixed points into the moving image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = PointSampler(pair.domain, pair.fixed_mask)(10_000, "cpu", generator)
+    target = transform_points(pair.moving.domain.world_to_voxel @ pair.start @ pair.domain.normalised_to_world, x)
+    share = pair.moving.domain.contains_voxels(target).float().mean().item()
+    advice = "look at the affines of both headers, or at --init"
+    if share == 0:
+        raise UserError(f"{pair.name}: expected images that overlap, found no common point after the start; {advice}")
+    if share < MINIMAL_OVERLAP:
+        warnings.warn(
+            f"{pair.name}: the start maps only {100 * share:.0f}% of the fixed points into the moving image; {advice}",
+            RegistrationWarning,
+            stacklevel=3,
+        )
 
 
 def main(args: list[str]) -> int:
     """Parse the command line, register, and say where the results are."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="medinr register",
-        exit_on_error=False,
-        description="Register a moving image onto a fixed one and write the results into a folder.",
-        epilog="example: medinr register fixed.nii.gz moving.nii.gz --out result --fixed-mask lungs",
+    parser = command_parser(
+        "register", "Register a moving image onto a fixed one and write the results into a folder.", EXAMPLE
     )
     parser.add_argument("fixed", type=str, help="image whose grid the results are on")
     parser.add_argument("moving", type=str, help="image that is warped onto it")
@@ -259,14 +280,14 @@ def main(args: list[str]) -> int:
     parser.add_argument("--moving-mask", type=str | None, help="as above, of the moving image")
     parser.add_argument("--fixed-points", type=str | None, help="CSV x,y,z of landmarks, to measure the error")
     parser.add_argument("--moving-points", type=str | None, help="CSV of the corresponding moving landmarks")
-    parser.add_argument("--points-space", type=PointsSpace, default="ras", help="frame of the CSV files")
+    parser.add_argument("--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV files")
     parser.add_argument("--fixed-labels", type=str | None, help="label volume of the fixed image, for Dice")
     parser.add_argument("--moving-labels", type=str | None, help="label volume to carry onto the fixed grid")
-    parser.add_argument("--similarity", type=SimilarityName, default="lncc", help="lncc, ncc or mse")
-    parser.add_argument("--preset", type=PresetName, default="accurate", help="fast or accurate")
+    parser.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
+    parser.add_argument("--preset", choices=list(PRESETS), default="accurate", help="size of network and fit")
     parser.add_argument("--init", type=str, default="affine", help="none, rigid, affine or a file with a 4 x 4 matrix")
     parser.add_argument("--seed", type=int, default=0, help="of weights and points")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
     parser.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
     parser.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
     options = parser.parse_args(args).as_dict()
