@@ -71,6 +71,9 @@ def test_experiment_runs(
     assert 2 < metrics["tre/initial_mean"] < 15
     assert nib.load(out / "warped.nii.gz").shape[:2] == (32, 32)
     assert nib.load(out / "displacement.nii.gz").shape[3:] == (1, 3)
+    if path.stem.startswith("cidir"):
+        assert (run / "results" / "alpha_search.csv").read_text() == (out / "alpha_search.csv").read_text()
+        assert (out / "figures" / "alpha.png").stat().st_size > 1000
     assert (out / "figures" / "registration.png").stat().st_size > 1000
 
 

@@ -1,9 +1,10 @@
 """What runs leave to look at: pictures during a fit, files and tables after an evaluation."""
 
+import csv
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def log_pictures(trainer: lightning.Trainer, pictures: Mapping[str, Path]) -> No
         if isinstance(logger, WandbLogger):
             for key, path in pictures.items():
                 logger.log_image(key=key, images=[str(path)], step=trainer.global_step)
+
+
+def log_files(trainer: lightning.Trainer, files: Sequence[Path]) -> None:
+    """Send pictures (.png) and tables (.csv of numbers) to W&B, if it is there."""
+    log_pictures(trainer, {p.stem: p for p in files if p.suffix == ".png"})
+    for path in files:
+        if path.suffix == ".csv" and path.stem != "moved_points":
+            with path.open() as file:
+                columns, *rows = csv.reader(file)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table(key=path.stem, columns=columns, data=[[float(v) for v in row] for row in rows])
 
 
 def save_picture(path: Path, evaluation: Evaluation, pair: Pair, title: str = "") -> None:
@@ -126,8 +139,8 @@ class ResultWriter(Callback):
         os.replace(part, self.out / "metrics.json")
         picture = self.out / "figures" / "registration.png"
         save_picture(picture, found, pair, pair.name)
-        self.files = [self.out / "metrics.json", picture]
-        log_pictures(trainer, {"registration": picture})
+        self.files = [self.out / "metrics.json", picture, *pl_module.report(self.out)]
+        log_files(trainer, self.files)
 
     def on_predict_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,
@@ -138,4 +151,4 @@ class ResultWriter(Callback):
         pair = pl_module.pair.to("cpu")
         self._take(trainer, outputs, pair)
         self.files = write_results(self.out, pl_module, pair, outputs)
-        log_pictures(trainer, {p.stem: p for p in self.files if p.suffix == ".png"})
+        log_files(trainer, self.files)

@@ -70,7 +70,8 @@ class Transform:
             todo = (residual > tolerance_mm).nonzero()[:, 0]
             if len(todo) == 0:
                 break
-            step = torch.linalg.solve(self.jacobian(p[todo]), gap[todo])
+            # A singular Jacobian gives no step; such a point keeps its residual, which tells.
+            step = torch.linalg.solve_ex(self.jacobian(p[todo]), gap[todo, :, None]).result[..., 0].nan_to_num(0, 0, 0)
             for damping in (1.0, 0.5, 0.25):
                 trial = p[todo] + damping * step
                 trial_gap = target[todo] - self(trial)

@@ -131,7 +131,9 @@ def experiment(config: Path, work: Path, case: int, seed: int, name: str) -> tup
     """fit and test of an experiment on a phantom case; returns the row and the run's results folder."""
     common = ["--config", config, "--data.root", phantom_root(work), "--data.case", str(case), "--wandb", "false"]
     common += ["--runs", work / "runs", "--experiment", name, "--seed_everything", str(seed)]
-    command, fit = medinr("fit", *common)
+    command, fit = "medinr fit " + " ".join(map(str, common)), None
+    if not list((work / "runs" / name).glob("*/finished")):
+        command, fit = medinr("fit", *common)
     _, test = medinr("test", *common)
     [results] = (work / "runs" / name).glob("*/results")
     found = json.loads((results / "metrics.json").read_text())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medinr import jets
 from medinr.fields import SIREN, DisplacementMap, Field, HarmonizedSIREN, Map, Transform, as_map, base
 from medinr.jets import Jet
-from medinr.space import Domain
+from medinr.space import Domain, transform_points
 from tests.medinr.references import along
 from tests.medinr.tolerances import assert_close
 
@@ -349,3 +349,24 @@ def test_inverse_says_where_there_is_none() -> None:
     _, residual = phi.inverse(torch.stack((reachable, beyond)))
     assert residual[0] < 1e-3
     assert_close(residual[1], torch.tensor(4.0, dtype=torch.float64), 0.05)
+
+
+def test_inverse_of_a_map_with_a_singular_jacobian_keeps_its_residual() -> None:
+    """A map that flattens space has no inverse: the residual says so, and nothing is raised."""
+
+    class Flat(Map):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return x * torch.tensor([1.0, 1.0, 0.0])
+
+        def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+            return Jet(jet.channels * torch.tensor([1.0, 1.0, 0.0]), jet.k, jet.pairs)
+
+    domain = Domain.of((8, 8, 8), torch.eye(4))
+    transform = Transform(Flat(), domain, torch.eye(4))
+    middle = transform_points(domain.normalised_to_world, torch.zeros(1, 3).double())
+    _, residual = transform.inverse(middle + torch.tensor([[0.0, 0.0, 2.0]]))
+    assert residual.item() == pytest.approx(2.0)
