@@ -15,6 +15,8 @@ from medinr.space import Domain, Image, transform_points
 from medinr.types import Mask, Matrix, Volume
 
 Kind = Literal["none", "rigid", "affine"]
+Level = tuple[Image, Image]
+"""Fixed and moving image at one smoothing."""
 POINTS = 20_000
 MINIMAL_OVERLAP = 0.3
 """A start that leaves less of the fixed points inside the moving image is no candidate."""
@@ -53,6 +55,14 @@ def centre_of_mass(volume: Volume, domain: Domain, mask: Mask | None = None) -> 
     return transform_points(domain.voxel_to_world, torch.stack(voxel))
 
 
+def coarse_image(volume: Volume, domain: Domain, smoothing_mm: float) -> Image:
+    """The smoothed volume, with voxels no smaller than half the smoothing needs: a small volume stays in the cache."""
+    step = [max(1, int(smoothing_mm / 2 / s)) for s in domain.spacing]
+    smooth = gaussian_smooth(volume, smoothing_mm, domain.spacing)[:, :: step[0], :: step[1], :: step[2]].contiguous()
+    steps = torch.diag(torch.tensor([*step, 1], dtype=torch.float64))
+    return Image(smooth, Domain.of(smooth.shape[1:], domain.voxel_to_world @ steps))
+
+
 def find_start(
     fixed: Image,
     moving: Image,
@@ -81,16 +91,19 @@ def find_start(
     centre = transform_points(domain.normalised_to_world, torch.zeros(1, 3).double())[0]
     shift = centre_of_mass(m, moving.domain, moving_mask) - centre_of_mass(f, domain, fixed_mask)
 
-    def score(parameters: Tensor, level: tuple[Volume, Volume]) -> Tensor:
-        target = transform_points(moving.domain.world_to_voxel @ affine_matrix(parameters, centre), world)
-        inside = moving.domain.contains_voxels(target).double()
-        a = interpolate(level[0], voxels).mean(0).double()
-        b = interpolate(level[1], target.float()).mean(0).double()
+    def score(parameters: Tensor, level: Level) -> Tensor:
+        moved = transform_points(affine_matrix(parameters, centre), world)
+        with torch.no_grad():
+            inside = moving.domain.contains_voxels(transform_points(moving.domain.world_to_voxel, moved)).double()
+        a, b = (
+            interpolate(i.data, transform_points(i.domain.world_to_voxel, p).float()).mean(0).double()
+            for i, p in zip(level, (world, moved), strict=True)
+        )
         similarity = ncc(a, b, inside)
         # Little overlap makes a high correlation easy: it must not win.
         return similarity - (MINIMAL_OVERLAP - inside.mean()).clamp(min=0) * 10
 
-    def improve(parameters: Tensor, level: tuple[Volume, Volume]) -> tuple[Tensor, float]:
+    def improve(parameters: Tensor, level: Level) -> tuple[Tensor, float]:
         free = parameters.clone().requires_grad_()
         optimizer = torch.optim.Adam([free], lr=0.02)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
@@ -105,8 +118,8 @@ def find_start(
             schedule.step()
         return best, found
 
-    def pyramid(mm: float) -> tuple[Volume, Volume]:
-        return gaussian_smooth(f, mm, domain.spacing), gaussian_smooth(m, mm, moving.domain.spacing)
+    def pyramid(mm: float) -> Level:
+        return coarse_image(f, domain, mm), coarse_image(m, moving.domain, mm)
 
     coarse = pyramid(levels_mm[0])
     at_identity = torch.zeros(6, dtype=torch.float64)
