@@ -1,5 +1,6 @@
 """Search over a conditioned method's alpha: a grid, then a refinement around the best, by one of three criteria."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ def badness(row: Row, criterion: Criterion, folding_bound: float) -> tuple[float
         raise UserError(f"search by {criterion}: needs {needs[criterion]}, and the data has none")
     value = -row[key] if criterion == "dice" else row[key]
     excess = max(0.0, row["folding"] - folding_bound) if criterion != "landmarks" else 0.0
+    if math.isnan(value) or math.isnan(
+        row["folding"]
+    ):  # nothing is smaller than NaN, so it would win where it is first
+        return math.inf, math.inf
     return excess, value
 
 

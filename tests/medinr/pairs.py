@@ -24,11 +24,23 @@ def texture(world: Tensor) -> Tensor:
     return 100 * torch.cos(6.283 * world.double() @ direction.T / length + phase).sum(1)
 
 
+LOBES = torch.tensor(
+    [  # centre in mm, width in mm, height
+        [0.0, 0, 0, 14, 0.7],
+        [18, 6, -8, 7, 0.9],
+        [-6, 18, 14, 6, 0.6],
+        [-14, -12, -16, 7, 0.8],
+        [8, -18, 15, 6, 1.0],
+        [-20, 2, 6, 6, 0.9],
+        [4, 12, -22, 6, 0.7],
+    ]
+).double()
+
+
 def blob(world: Tensor) -> Tensor:
-    """A smooth body of three unequal lobes in air, some 60 mm wide: it can be cropped and turned without ambiguity."""
-    centres = torch.tensor([[0.0, 0, 0], [18, 6, -8], [-6, 16, 14]]).double()
-    squares = (world.double()[:, None] - centres).square().sum(-1)
-    return 1000 * torch.exp(-squares / torch.tensor([400.0, 120, 90]).double()) @ torch.tensor([1.0, 0.8, 0.6]).double()
+    """A smooth body of unequal lobes in air, some 60 mm wide: it can be cropped and turned without ambiguity."""
+    squares = (world.double()[:, None] - LOBES[:, :3]).square().sum(-1)
+    return 1000 * torch.exp(-squares / (2 * LOBES[:, 3] ** 2)) @ LOBES[:, 4]
 
 
 def warp(world: Tensor) -> Tensor:

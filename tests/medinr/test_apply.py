@@ -49,7 +49,7 @@ def test_image_is_pulled_through_the_transform(folder: Path, tmp_path: Path, tra
     inside = REFERENCE.contains_voxels(transform_points(REFERENCE.world_to_voxel, moved), margin=-0.1)
     gap = (found.data.flatten() - pairs.blob(moved).float()).abs()[inside]
     assert inside.float().mean() > 0.3
-    assert gap.max() < 60, "of 1000; linear interpolation of a blob"
+    assert gap.max() < 100, "of 1000; linear interpolation of a blob"
     still = (found.data.flatten() - pairs.blob(world).float()).abs()[inside]
     assert still.mean() > 3 * gap.mean(), "it must have moved"
 
@@ -63,7 +63,7 @@ def test_image_inverse(folder: Path, tmp_path: Path, transform: Transform) -> No
     back, residual = transform.inverse(world)
     inside = pairs.CUBE.contains_voxels(transform_points(pairs.CUBE.world_to_voxel, back), margin=-0.1)
     assert residual[inside].max() < 0.01
-    assert (found.data.flatten() - pairs.blob(back).float()).abs()[inside].max() < 60
+    assert (found.data.flatten() - pairs.blob(back).float()).abs()[inside].max() < 100
 
 
 def test_labels_stay_labels_and_move_with_the_image(folder: Path, tmp_path: Path, transform: Transform) -> None:
@@ -73,7 +73,7 @@ def test_labels_stay_labels_and_move_with_the_image(folder: Path, tmp_path: Path
     world = transform_points(pairs.CUBE.voxel_to_world, pairs.CUBE.voxels().double())
     expected = (pairs.blob(transform(world)) > 300).reshape(pairs.CUBE.shape)
     dice = 2 * ((found > 0) & expected).sum() / ((found > 0).sum() + expected.sum())
-    assert dice > 0.93
+    assert dice > 0.9, "nearest of voxels of 4 mm"
 
 
 @pytest.mark.parametrize("space", ["ras", "lps", "voxel"])

@@ -271,9 +271,7 @@ def test_metrics_of_equal_images_are_strict_json(tmp_path: Path) -> None:
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is not JSON")
 
-    assert (
-        json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)["image/psnr"] is None
-    )
+    assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)["image/psnr"] is None
 
 
 # -- the command: a mistake is one line, and leaves nothing behind ----------------------------------------------------

@@ -1,0 +1,124 @@
+"""The transform on a whole grid: lattice against network, and folded voxels counted exactly."""
+
+import math
+
+import pytest
+import torch
+from scipy.interpolate import CubicSpline
+
+from medinr.fields import SIREN, DisplacementMap, Transform
+from medinr.fields.dense import TOLERANCE_MM, evaluate_dense, folded, spline_matrix
+from medinr.jets import det as determinant
+from medinr.space import Domain, transform_points
+from tests.medinr import grids, pairs
+
+EYE = torch.eye(4).double()
+
+
+def smooth(domain: Domain, omega: float = 4.0, size: float = 0.2) -> Transform:
+    """Some mm, after an affine start that turns."""
+    start = torch.as_tensor(grids.affine("oblique")) / 2
+    start[3, 3] = 1
+    return Transform(
+        DisplacementMap(pairs.gentle(SIREN(hidden=(16, 16), omega=omega, zero_output=False), size)), domain, start
+    )
+
+
+@pytest.mark.parametrize("kind", ["oblique", "left-handed", "permuted"])
+def test_lattice_is_the_network_to_a_twentieth_of_a_mm(kind: str) -> None:
+    domain = grids.domain(kind, (48, 52, 30))
+    transform = smooth(domain)
+    lattice, exact = (evaluate_dense(transform, domain, exact=e) for e in (False, True))
+    assert lattice.error_mm > 0 == exact.error_mm, "the lattice was used"
+    gap = (lattice.displacement - exact.displacement).norm(dim=-1)
+    assert gap.max() < TOLERANCE_MM
+    assert lattice.error_mm <= gap.max() * 1.01, "the error that is reported was really found"
+    assert (lattice.det - exact.det).abs().max() < 4 * lattice.error_det + 1e-6
+
+
+def test_exact_is_the_transform_itself() -> None:
+    domain = grids.domain("oblique")
+    transform = smooth(domain)
+    dense = evaluate_dense(transform, domain, exact=True)
+    world = transform_points(domain.voxel_to_world, domain.voxels().double())
+    assert (world + dense.displacement.reshape(-1, 3) - transform(world)).abs().max() < 1e-4
+    assert (determinant(transform.jacobian(world)) - dense.det.flatten()).abs().max() < 1e-5
+
+
+def test_a_rough_field_is_evaluated_at_every_voxel() -> None:
+    domain = grids.domain("oblique")
+    assert evaluate_dense(smooth(domain, omega=60.0, size=2.0), domain).error_mm == 0
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 1), (2, 9, 3), (1, 1, 1)])
+def test_thin_grids(shape: tuple[int, int, int]) -> None:
+    domain = grids.domain("oblique", shape)
+    dense = evaluate_dense(smooth(domain), domain)
+    assert dense.displacement.shape == (*shape, 3) and torch.isfinite(dense.det).all()
+
+
+@pytest.mark.parametrize(("n", "nodes"), [(40, 9), (7, 4), (5, 3), (3, 2)])
+def test_spline_matrix_interpolates(n: int, nodes: int) -> None:
+    at = torch.linspace(0, n - 1, nodes).double()
+    values = 1 + 0.3 * at + (0.02 * at**3 if nodes > 3 else 0)
+    found = spline_matrix(n, nodes).double() @ values
+    line = torch.arange(n).double()
+    expected = 1 + 0.3 * line + (0.02 * line**3 if nodes > 3 else 0)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    if nodes > 4:
+        wave = torch.sin(at / 3)
+        spline = torch.as_tensor(CubicSpline(at.numpy(), wave.numpy())(line.numpy()))
+        assert (spline_matrix(n, nodes).double() @ wave - spline).abs().max() < 1e-5
+
+
+WAVE, GAIN = 9.0, 1.5
+
+
+def folding(domain: Domain) -> Transform:
+    """x -> x - GAIN sin(WAVE x) / WAVE along the first axis: det J = 1 - GAIN cos(WAVE x), which folds in bands."""
+    field = SIREN(hidden=(1,), omega=WAVE)
+    with torch.no_grad():
+        field.layers[0].weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+        field.layers[0].bias.zero_()
+        field.head.weight.copy_(torch.tensor([[-GAIN / WAVE], [0.0], [0.0]]))
+        field.head.bias.zero_()
+    return Transform(DisplacementMap(field), domain, EYE)
+
+
+def true_det(domain: Domain) -> torch.Tensor:
+    x = transform_points(domain.voxel_to_normalised, domain.voxels().double())[:, 0]
+    return (1 - GAIN * torch.cos(WAVE * x)).reshape(domain.shape)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_folded_voxels_are_counted_exactly(exact: bool, masked: bool) -> None:
+    domain = Domain.of((40, 20, 12), torch.diag(torch.tensor([1.1, 1.3, 2.0, 1.0])))
+    mask = torch.zeros(domain.shape, dtype=torch.bool)
+    mask[15:33, 3:, 2:9] = True
+    truth = true_det(domain)
+    assert truth.abs().min() > 1e-4, "no voxel on the edge between the two"
+    transform = folding(domain)
+    dense = evaluate_dense(transform, domain, exact)
+    expected = 100 * (truth <= 0)[mask if masked else ...].double().mean().item()
+    assert 10 < expected < 60
+    found = folded(transform, domain, dense.det, mask if masked else None, dense.error_det)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_interpolated_determinant_does_not_decide() -> None:
+    domain = Domain.of((40, 20, 12), torch.diag(torch.tensor([1.1, 1.3, 2.0, 1.0])))
+    truth = true_det(domain)
+    noisy = truth + 0.3 * (2 * torch.rand(domain.shape) - 1)
+    assert ((noisy <= 0) != (truth <= 0)).sum() > 20
+    expected = 100 * (truth <= 0).double().mean().item()
+    assert folded(folding(domain), domain, noisy, None, 0.3) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nothing_folds_where_nothing_folds() -> None:
+    domain = grids.domain("permuted")
+    transform = smooth(domain)
+    dense = evaluate_dense(transform, domain, exact=True)
+    assert dense.det.min() > 0
+    assert folded(transform, domain, dense.det, None, 0.0) == 0
+    assert math.isclose(dense.det.mean().item(), torch.linalg.det(transform.start[:3, :3]).item(), rel_tol=0.3)
