@@ -95,7 +95,7 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
     found |= {
         "folding/percent": folded(transform, domain, dense.det, mask, dense.error_det),
         "folding/written_percent": 100 * (written <= 0)[region].float().mean().item(),
-        "folding/sdlogj": dense.det[region].clamp(min=1e-9).log().std().item(),
+        "folding/sdlogj": metrics.sdlogj(dense.det, mask),
         "folding/det_min": dense.det[region].min().item(),
         "folding/det_max": dense.det[region].max().item(),
         "displacement/mean_mm": length.mean().item(),

@@ -36,9 +36,7 @@ def badness(row: Row, criterion: Criterion, folding_bound: float) -> tuple[float
         raise UserError(f"search by {criterion}: needs {needs[criterion]}, and the data has none")
     value = -row[key] if criterion == "dice" else row[key]
     excess = max(0.0, row["folding"] - folding_bound) if criterion != "landmarks" else 0.0
-    if math.isnan(value) or math.isnan(
-        row["folding"]
-    ):  # nothing is smaller than NaN, so it would win where it is first
+    if math.isnan(value) or math.isnan(row["folding"]):  # no number is smaller than NaN: it would win if it came first
         return math.inf, math.inf
     return excess, value
 

@@ -1,6 +1,7 @@
 """``medinr register fixed moving``: two images in, results out, no YAML."""
 
 import itertools
+import signal
 import time
 import warnings
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from medinr.losses import MSE, NCC, Barrier, LocalNCC, Similarity
 from medinr.methods import PairRegistration
 from medinr.methods.base import robust_window
 from medinr.results import Evaluation, evaluate, summary, write_results
-from medinr.sampling import PointSampler
+from medinr.sampling import PointSampler, nearest
 from medinr.space import transform_points
 from medinr.start import MINIMAL_OVERLAP, find_start
 
@@ -243,7 +244,12 @@ def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", 
             log_every_n_steps=10,
         )
         method.pair = pair
-        trainer.fit(method, train_dataloaders=step_loader(100))
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(method, train_dataloaders=step_loader(100))
+        except SystemExit:  # Lightning ends the process on Ctrl-C with code 1, and ignores Ctrl-C from then on
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
     method.cpu().eval()
 
 
@@ -251,7 +257,7 @@ def check_overlap(pair: Pair) -> None:
     """Refuse images that share nothing, warn where they share little: no similarity can bring them together.
 
     Raises:
-        UserError: the start maps none of the fixed points into the moving image.
+        UserError: the start maps none of the fixed points into the moving image, or none into its mask.
     """
     generator = torch.Generator().manual_seed(0)
     x = PointSampler(pair.domain, pair.fixed_mask)(10_000, "cpu", generator)
@@ -260,6 +266,10 @@ def check_overlap(pair: Pair) -> None:
     advice = "look at the affines of both headers, or at --init"
     if share == 0:
         raise UserError(f"{pair.name}: expected images that overlap, found no common point after the start; {advice}")
+    if pair.moving_mask is not None and not bool(nearest(pair.moving_mask, target).any()):
+        raise UserError(
+            f"{pair.name}: the start maps no fixed point into the moving mask; look at the mask, or {advice}"
+        )
     if share < MINIMAL_OVERLAP:
         warnings.warn(
             f"{pair.name}: the start maps only {100 * share:.0f}% of the fixed points into the moving image; {advice}",

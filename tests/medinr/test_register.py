@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,21 @@ def test_little_overlap_is_said_and_none_is_refused(tiny: None) -> None:
             run((pair.fixed, Image(pair.moving.data, Domain.of(pairs.CUBE.shape, affine))))
 
 
+def test_masks_that_do_not_meet_are_refused(tiny: None) -> None:
+    pair = pairs.pair()
+    masks = [torch.zeros(pairs.CUBE.shape, dtype=torch.bool) for _ in range(2)]
+    masks[0][:8], masks[1][-8:] = True, True
+    with pytest.raises(UserError, match="maps no fixed point into the moving mask"):
+        run((pair.fixed, pair.moving), fixed_mask=masks[0], moving_mask=masks[1])
+
+
+def test_a_mask_of_one_voxel_is_enough_for_the_metrics(tiny: None) -> None:
+    pair = pairs.pair()
+    mask = torch.zeros(pairs.CUBE.shape, dtype=torch.bool)
+    mask[16, 16, 16] = True
+    assert run((pair.fixed, pair.moving), fixed_mask=mask).metrics["folding/sdlogj"] == 0
+
+
 def test_fixed_labels_alone_are_reported_as_unused(tiny: None) -> None:
     pair = pairs.pair()
     with pytest.warns(RegistrationWarning, match="--fixed-labels: not used"):
@@ -345,6 +361,21 @@ def test_a_mistake_is_one_line(
 def test_an_empty_out_is_refused(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mistaken)
     assert cli.main(["register", *FILES.split(), "--out", ""]) == 2
+
+
+def test_ctrl_c_writes_nothing_and_says_so(
+    tiny: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairRegistration, "training_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    files = [str(folder / f"{side}.nii.gz") for side in ("fixed", "moving")]
+    assert cli.main(["register", *files, "--out", str(tmp_path / "out"), "--preset", "fast", "--init", "none"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "medinr: interrupted"
+    assert not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_normal_run_is_quiet(tiny: None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
