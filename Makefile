@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## the main experiment on generated data, at a laptop's size
 	$(BIN)/medinr phantom dirlab --out $(DEMO)/data --cases 1 --size 96 --phases extremes
-	$(BIN)/medinr fit $(DEMO_ARGS)
+	$(BIN)/medinr fit $(DEMO_ARGS) --trainer.max_steps 600
 	$(BIN)/medinr test $(DEMO_ARGS)
 	$(BIN)/medinr predict $(DEMO_ARGS) --out $(DEMO)/results
 	@echo "Look at $(DEMO)/results/figures/registration.png (the registration) and alpha.png (error, Dice, folding and"
