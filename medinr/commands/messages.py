@@ -131,6 +131,9 @@ def _classes(keys: Sequence[str]) -> list[str]:
 
 
 def _keys(command: str) -> list[str]:
+    if command in ("register", "apply"):  # their options are the arguments of the function of the same name
+        function = getattr(importlib.import_module(f"medinr.commands.{command}"), command)
+        return [name.replace("_", "-") for name in inspect.signature(function).parameters]
     if command not in ("fit", "validate", "test", "predict"):
         return []
     from medinr.commands.experiment import OWN_KEYS, keys_of

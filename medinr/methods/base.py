@@ -303,10 +303,19 @@ def load_method(path: str | Path, map_location: Any = "cpu") -> RegistrationMeth
     if not isinstance(checkpoint, dict) or "medinr" not in checkpoint:
         raise UserError(f"{path}: a checkpoint of another program; expected a .ckpt file that medinr wrote")
     kept = checkpoint["medinr"]
-    method = build(kept["method"])
-    if not isinstance(method, RegistrationMethod):
-        raise UserError(f"{path}: holds {type(method).__name__}, which is no registration method")
-    method.load_state_dict(checkpoint["state_dict"])
-    method.remember(Domain.from_dict(kept["domain"]), torch.tensor(kept["start"]), kept["windows"])
+    try:
+        method = build(kept["method"])
+        if not isinstance(method, RegistrationMethod):
+            raise UserError(f"{path}: holds {type(method).__name__}, which is no registration method")
+        method.load_state_dict(checkpoint["state_dict"])
+        start = torch.tensor(kept["start"], dtype=torch.float64)
+        method.remember(Domain.from_dict(kept["domain"]), start, kept["windows"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        what = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: an incomplete or changed checkpoint ({what}); expected one that medinr wrote"
+        ) from None
     method.state = {k: v for k, v in kept.items() if k != "method"}
     return method.to(map_location).eval()

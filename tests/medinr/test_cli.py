@@ -186,3 +186,8 @@ def test_case_numbers() -> None:
     for wrong in ("", "a", "1-", "3-1", "11", "1--2"):
         with pytest.raises(UserError, match="--cases"):
             case_numbers(wrong)
+
+
+def test_a_misspelt_option_of_register_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["register", "f.nii.gz", "m.nii.gz", "--out", "o", "--presett", "fast"]) == 2
+    assert "--presett: no such option; did you mean --preset?" in capsys.readouterr().err

@@ -328,3 +328,20 @@ def test_the_score_of_a_search_is_the_transforms_own(tmp_path: Path) -> None:
     error = (method.transform()(pair.fixed_points) - pair.moving_points).norm(dim=1).mean().item()
     assert row["tre"] == pytest.approx(error, rel=1e-5)
     assert row["folding"] == 0 and row["bending"] > 0 and 0 < row["overlap"] <= 1
+
+
+@pytest.mark.parametrize("missing", ["method", "domain", "start", "windows", "weights"])
+def test_an_incomplete_checkpoint_is_one_line(missing: str, tmp_path: Path) -> None:
+    path = tmp_path / "transform.ckpt"
+    method = PairRegistration(SIREN(hidden=(8,)), MSE())
+    method.remember(Domain.of((8, 8, 8), torch.eye(4)), torch.eye(4), [[0.0, 1.0], [0.0, 1.0]])
+    method.save(path)
+    assert torch.equal(load_method(path).start, torch.eye(4).double())
+    checkpoint = torch.load(path, weights_only=True)
+    if missing == "weights":
+        checkpoint["state_dict"].popitem()
+    else:
+        del checkpoint["medinr"][missing]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="incomplete or changed checkpoint"):
+        load_method(path)
