@@ -33,8 +33,8 @@ from medinr.space import Image, transform_points
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = Path(__file__).parent / "rows.jsonl"
 CIDIR_CASE = 4
-ALPHA_STEPS = (2, 6, 10)
-"""Three of the search's eleven alphas 10^(-4 + 0.4 k): 6.3e-4, 0.025 and 1."""
+ALPHA_STEPS = (2, 6, 8)
+"""Three of the search's eleven alphas 10^(-4 + 0.4 k): 6.3e-4, 0.025 and 0.16."""
 Row = dict[str, Any]
 
 
