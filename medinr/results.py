@@ -129,6 +129,17 @@ def _mean(values: dict[int, float]) -> float:
     return sum(values.values()) / max(len(values), 1)
 
 
+def save_picture(path: Path, evaluation: Evaluation, pair: Pair, title: str = "") -> None:
+    """Fixed, moving, warped, differences, grid and Jacobian in three planes, as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = None if pair.fixed_mask is None else pair.fixed_mask.cpu()
+    figure = figures.registration_figure(
+        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
+        pair.domain, mask, title,
+    )  # fmt: skip
+    figures.save_figure(figure, path)
+
+
 def write_results(
     out: Path,
     method: Any,
@@ -157,11 +168,7 @@ def write_results(
             out / "inverse_displacement.nii.gz", inverse_displacement(transform, pair.moving.domain), pair.moving.domain
         )
         files.append(out / "inverse_displacement.nii.gz")
-    figure = figures.registration_figure(
-        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
-        domain, mask=None if pair.fixed_mask is None else pair.fixed_mask.cpu(), title=pair.name,
-    )  # fmt: skip
-    figures.save_figure(figure, out / "figures" / "registration.png")
+    save_picture(out / "figures" / "registration.png", evaluation, pair, pair.name)
     method.save(out / "transform.ckpt")
     files += [out / "transform.ckpt", *method.report(out)]
     record = {"case": pair.name, **evaluation.metrics, **(extra or {})}

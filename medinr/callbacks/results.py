@@ -14,9 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from medinr import figures
 from medinr.data.pair import Pair
-from medinr.results import Evaluation, evaluate, write_results
+from medinr.results import Evaluation, evaluate, save_picture, write_results
 from medinr.space import Domain, Image
 
 
@@ -51,17 +50,6 @@ def log_files(trainer: lightning.Trainer, files: Sequence[Path]) -> None:
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_table(key=path.stem, columns=columns, data=[[float(v) for v in row] for row in rows])
-
-
-def save_picture(path: Path, evaluation: Evaluation, pair: Pair, title: str = "") -> None:
-    """Fixed, moving, warped, differences, grid and Jacobian in three planes, as a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = None if pair.fixed_mask is None else pair.fixed_mask.cpu()
-    figure = figures.registration_figure(
-        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
-        pair.domain, mask, title,
-    )  # fmt: skip
-    figures.save_figure(figure, path)
 
 
 class Preview(Callback):
