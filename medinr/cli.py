@@ -53,7 +53,8 @@ def dispatch(name: str, args: list[str]) -> int:
     """Run one subcommand."""
     if name in RUNNERS:
         return int(importlib.import_module("medinr.commands.experiment").main(name, args))
-    return int(importlib.import_module(f"medinr.commands.{name}").main(args))
+    module = f"{name}_cli" if name == "register" else name
+    return int(importlib.import_module(f"medinr.commands.{module}").main(args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import yaml
 
 from medinr import cli
 from medinr.callbacks import runs
-from medinr.commands.register import PRESETS, recommended
+from medinr.commands.presets import PRESETS, recommended
 from medinr.configured import spec
 
 ROOT = Path(__file__).resolve().parents[1]

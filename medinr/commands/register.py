@@ -3,56 +3,30 @@
 import itertools
 import signal
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from data_modules.pair import read_matrix
-from medinr import io
 from medinr.callbacks import RunProgress
-from medinr.commands import command_parser
-from medinr.commands.checks import DEVICES, check_device, check_writable
+from medinr.commands.checks import check_device, check_writable
+from medinr.commands.pairs import check_overlap, make_pair
+from medinr.commands.presets import PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
 from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
-from medinr.data.lungs import lung_mask
 from medinr.data.pair import Pair
-from medinr.data.report import check_pair
-from medinr.errors import RegistrationWarning, UserError
-from medinr.fields import SIREN, Transform
+from medinr.errors import UserError
+from medinr.fields import Transform
 from medinr.io import PointsSpace
-from medinr.losses import MSE, NCC, Barrier, LocalNCC, Similarity
 from medinr.methods import PairRegistration
 from medinr.methods.base import robust_window
-from medinr.results import Evaluation, evaluate, summary, write_results
-from medinr.sampling import PointSampler, nearest
-from medinr.space import transform_points
-from medinr.start import MINIMAL_OVERLAP, find_start
+from medinr.results import Evaluation, evaluate, write_results
+from medinr.start import find_start
 
-SimilarityName = Literal["lncc", "ncc", "mse"]
-PresetName = Literal["fast", "accurate"]
 STARTS = ("none", "rigid", "affine")
-EXAMPLE = "medinr register fixed.nii.gz moving.nii.gz --out result --fixed-mask lungs"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Sizes of a registration; chosen for 2 cores and images of a hundred to two hundred voxels a side."""
-
-    hidden: tuple[int, ...]
-    points: int
-    steps: int
-
-
-PRESETS: dict[str, Preset] = {
-    "fast": Preset((128, 128, 128), 2048, 400),
-    "accurate": Preset((128, 128, 128), 4096, 600),
-}
-SIMILARITIES: dict[str, type[Similarity]] = {"lncc": LocalNCC, "ncc": NCC, "mse": MSE}
 
 
 @dataclass(frozen=True)
@@ -78,72 +52,6 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         return self.evaluation.metrics
-
-
-def recommended(preset: PresetName = "accurate", similarity: SimilarityName = "lncc") -> PairRegistration:
-    """The method that `register` fits: experiments/idir_dirlab_best.yaml has the same settings.
-
-    A SIREN that starts at the identity, local NCC on extrapolated patches, a pyramid of 8, 4, 2 and 0 mm, warm-up and
-    cosine, and a folding barrier.
-    """
-    sizes = PRESETS[preset]
-    return PairRegistration(
-        SIREN(hidden=sizes.hidden, omega=30.0, first_omega=15.0),
-        SIMILARITIES[similarity](),
-        {"barrier": Barrier(10.0)},
-        points=sizes.points,
-        pyramid_mm=(8.0, 4.0, 2.0, 0.0),
-        lr=3e-4,
-        warmup=0.05,
-        cosine=True,
-        use_moving_mask=True,
-    )
-
-
-def make_pair(
-    fixed: Any,
-    moving: Any,
-    fixed_mask: Any = None,
-    moving_mask: Any = None,
-    fixed_points: Any = None,
-    moving_points: Any = None,
-    points_space: PointsSpace = "ras",
-    fixed_labels: Any = None,
-    moving_labels: Any = None,
-) -> Pair:
-    """A pair from paths, nibabel or SimpleITK images, or `Image`s; the mask ``"lungs"`` is computed from CT in HU."""
-    images = [io.as_image(source) for source in (fixed, moving)]
-    f, m = images
-
-    def mask(source: Any, image: Any) -> Tensor | None:
-        if source is None:
-            return None
-        return lung_mask(image) if isinstance(source, str) and source == "lungs" else io.read_mask(source, image.domain)
-
-    def points(source: Any, image: Any, name: str) -> Tensor | None:
-        if source is None:
-            return None
-        found = source if isinstance(source, Tensor) else io.read_points(source, points_space, image.domain)
-        io.check_points_inside(found, image.domain, str(source) if isinstance(source, str | Path) else name)
-        return found.double()
-
-    pair = Pair(
-        Path(f.source).name.split(".")[0] or "pair",
-        f,
-        m,
-        mask(fixed_mask, f),
-        mask(moving_mask, m),
-        points(fixed_points, f, "fixed points"),
-        points(moving_points, m, "moving points"),
-        None if fixed_labels is None else io.read_labels(fixed_labels, f.domain),
-        None if moving_labels is None else io.read_labels(moving_labels, m.domain),
-    )
-    check_pair(pair)
-    if fixed_labels is not None and moving_labels is None:
-        warnings.warn(
-            "--fixed-labels: not used; give --moving-labels to compare with", RegistrationWarning, stacklevel=3
-        )
-    return pair
 
 
 def register(
@@ -251,59 +159,3 @@ def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", 
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from None
     method.cpu().eval()
-
-
-def check_overlap(pair: Pair) -> None:
-    """Refuse images that share nothing, warn where they share little: no similarity can bring them together.
-
-    Raises:
-        UserError: the start maps none of the fixed points into the moving image, or none into its mask.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x = PointSampler(pair.domain, pair.fixed_mask)(10_000, "cpu", generator)
-    target = transform_points(pair.moving.domain.world_to_voxel @ pair.start @ pair.domain.normalised_to_world, x)
-    share = pair.moving.domain.contains_voxels(target).float().mean().item()
-    advice = "look at the affines of both headers, or at --init"
-    if share == 0:
-        raise UserError(f"{pair.name}: expected images that overlap, found no common point after the start; {advice}")
-    if pair.moving_mask is not None and not bool(nearest(pair.moving_mask, target).any()):
-        raise UserError(
-            f"{pair.name}: the start maps no fixed point into the moving mask; look at the mask, or {advice}"
-        )
-    if share < MINIMAL_OVERLAP:
-        warnings.warn(
-            f"{pair.name}: the start maps only {100 * share:.0f}% of the fixed points into the moving image; {advice}",
-            RegistrationWarning,
-            stacklevel=3,
-        )
-
-
-def main(args: list[str]) -> int:
-    """Parse the command line, register, and say where the results are."""
-    parser = command_parser(
-        "register", "Register a moving image onto a fixed one and write the results into a folder.", EXAMPLE
-    )
-    parser.add_argument("fixed", type=str, help="image whose grid the results are on")
-    parser.add_argument("moving", type=str, help="image that is warped onto it")
-    parser.add_argument("--out", type=str, required=True, help="folder for the results")
-    parser.add_argument("--fixed-mask", type=str | None, help="where the fixed image counts: a file, or 'lungs' (CT)")
-    parser.add_argument("--moving-mask", type=str | None, help="as above, of the moving image")
-    parser.add_argument("--fixed-points", type=str | None, help="CSV x,y,z of landmarks, to measure the error")
-    parser.add_argument("--moving-points", type=str | None, help="CSV of the corresponding moving landmarks")
-    parser.add_argument("--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV files")
-    parser.add_argument("--fixed-labels", type=str | None, help="label volume of the fixed image, for Dice")
-    parser.add_argument("--moving-labels", type=str | None, help="label volume to carry onto the fixed grid")
-    parser.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
-    parser.add_argument("--preset", choices=list(PRESETS), default="accurate", help="size of network and fit")
-    parser.add_argument("--init", type=str, default="affine", help="none, rigid, affine or a file with a 4 x 4 matrix")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and points")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
-    parser.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
-    parser.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
-    options = parser.parse_args(args).as_dict()
-    begin = time.perf_counter()
-    result = register(**options, progress=True)
-    print(summary(result.metrics))
-    print(f"  time       {time.perf_counter() - begin:.1f} s (fit {result.seconds['fit']:.1f} s)")
-    print(f"results in {options['out']}")
-    return 0

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import medinr
 from medinr import cli, io
-from medinr.commands.register import PRESETS, Preset, Result
+from medinr.commands.presets import PRESETS, Preset
+from medinr.commands.register import Result
 from medinr.errors import RegistrationWarning, UserError
 from medinr.methods import PairRegistration
 from medinr.results import evaluate, write_results

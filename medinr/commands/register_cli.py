@@ -1,0 +1,58 @@
+"""The options of ``medinr register``, and what it says at the end."""
+
+import time
+from typing import Any, get_args
+
+from medinr.commands import command_parser
+from medinr.commands.checks import DEVICES
+from medinr.commands.presets import PRESETS, SIMILARITIES
+from medinr.commands.register import register
+from medinr.io import PointsSpace
+from medinr.results import summary
+
+EXAMPLE = "medinr register fixed.nii.gz moving.nii.gz --out result --fixed-mask lungs"
+
+
+def register_parser() -> Any:
+    """The parser: options bear the names of `register`'s arguments, in groups."""
+    parser = command_parser(
+        "register", "Register a moving image onto a fixed one and write the results into a folder.", EXAMPLE
+    )
+    parser.usage = "medinr register FIXED MOVING --out FOLDER [OPTIONS]"
+    parser.add_argument("fixed", type=str, help="image whose grid the results are on")
+    parser.add_argument("moving", type=str, help="image that is warped onto it")
+    parser.add_argument("--out", type=str, required=True, help="folder for the results")
+
+    fit = parser.add_argument_group("how it is fitted")
+    fit.add_argument("--preset", choices=list(PRESETS), default="accurate", help="size of network and fit")
+    fit.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
+    fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine or a file with a 4 x 4 matrix")
+    fit.add_argument("--seed", type=int, default=0, help="of weights and points")
+    fit.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
+
+    masks = parser.add_argument_group("what counts")
+    masks.add_argument("--fixed-mask", type=str | None, help="where the fixed image counts: a file, or 'lungs' (CT)")
+    masks.add_argument("--moving-mask", type=str | None, help="as above, of the moving image")
+
+    measured = parser.add_argument_group("what the result is measured by")
+    measured.add_argument("--fixed-points", type=str | None, help="CSV x,y,z of landmarks, to measure the error")
+    measured.add_argument("--moving-points", type=str | None, help="CSV of the corresponding moving landmarks")
+    measured.add_argument("--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV files")
+    measured.add_argument("--fixed-labels", type=str | None, help="label volume of the fixed image, for Dice")
+    measured.add_argument("--moving-labels", type=str | None, help="label volume to carry onto the fixed grid")
+
+    written = parser.add_argument_group("what is written")
+    written.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
+    written.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Parse the command line, register, and say where the results are."""
+    options = register_parser().parse_args(args).as_dict()
+    begin = time.perf_counter()
+    result = register(**options, progress=True)
+    print(summary(result.metrics))
+    print(f"  time       {time.perf_counter() - begin:.1f} s (fit {result.seconds['fit']:.1f} s)")
+    print(f"results in {options['out']}")
+    return 0
