@@ -1,8 +1,23 @@
 """Coordinate networks and maps of space, each with its jet."""
 
 from medinr.fields.base import Field
-from medinr.fields.maps import DisplacementMap, Map, as_map
+from medinr.fields.lattice import CubicLattice
+from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
+from medinr.fields.mlp import MLP, FourierMLP
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.transform import Transform
 
-__all__ = ["SIREN", "DisplacementMap", "Field", "HarmonizedSIREN", "Map", "Transform", "as_map"]
+__all__ = [
+    "MLP",
+    "SIREN",
+    "Composition",
+    "CubicLattice",
+    "DisplacementMap",
+    "Field",
+    "FourierMLP",
+    "HarmonizedSIREN",
+    "Map",
+    "Sum",
+    "Transform",
+    "as_map",
+]

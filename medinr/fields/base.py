@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medinr.configured import Configured
 from medinr.jets import Jet
+from medinr.space import Domain
 from medinr.types import Features
 
 CPU_CHUNK = 500
@@ -31,6 +32,12 @@ class Field(Configured, nn.Module):
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         """Value and derivatives of the field along the directions of the incoming jet."""
         return fallback_jet(self, jet, context)
+
+    def cover(self, domain: Domain) -> None:
+        """Take the size of the image, where the parameters depend on it; called before training and before loading."""
+        for part in self.children():
+            if isinstance(part, Field):
+                part.cover(domain)
 
 
 _told: set[type] = set()

@@ -54,6 +54,47 @@ class DisplacementMap(Map):
         return jets.add(self.displacement_jet(jet, context), jet)
 
 
+class Composition(Map):
+    """One map after another: x -> outer(inner(x)). The jet of the inner map is fed into the outer one.
+
+    Args:
+        inner: applied first; a field counts as a displacement.
+        outer: applied to the result.
+    """
+
+    def __init__(self, inner: Field, outer: Field) -> None:
+        super().__init__()
+        self.inner, self.outer = as_map(inner), as_map(outer)
+
+    def forward(self, x: Points, context: Tensor | None = None) -> Points:
+        moved: Points = self.outer(self.inner(x, context), context)
+        return moved
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        return self.outer.jet(self.inner.jet(jet, context), context)
+
+
+class Sum(Field):
+    """Sum of two fields, u(x) = one(x) + other(x): a global network and a local lattice, say."""
+
+    def __init__(self, one: Field, other: Field) -> None:
+        super().__init__()
+        if (one.in_features, one.out_features) != (other.in_features, other.out_features):
+            raise ValueError(
+                f"a sum needs fields of the same dimensions, got {one.in_features} to {one.out_features} "
+                f"and {other.in_features} to {other.out_features}"
+            )
+        self.in_features, self.out_features = one.in_features, one.out_features
+        self.one, self.other = one, other
+
+    def forward(self, x: Points, context: Tensor | None = None) -> Points:
+        total: Points = self.one(x, context) + self.other(x, context)
+        return total
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        return jets.add(self.one.jet(jet, context), self.other.jet(jet, context))
+
+
 def as_map(field: Field) -> Map:
     """A field as a map: itself if it is one, else as a displacement."""
     return field if isinstance(field, Map) else DisplacementMap(field)

@@ -127,13 +127,19 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
     def remember(self, domain: Domain, start: Tensor, windows: Sequence[Sequence[float]]) -> None:
         """Keep what a checkpoint must carry for the transform to be used again without the images."""
-        self.domain = domain.with_scale("per-axis" if self.scale == "per-axis" else "isotropic")
+        self.domain = self.cover(domain)
         self.start = start.double().cpu()
         self.state = {
             "domain": self.domain.to_dict(),
             "start": self.start.tolist(),
             "windows": [[float(v) for v in w] for w in windows],
         }
+
+    def cover(self, domain: Domain) -> Domain:
+        """Let the map take its size from the image; returns the domain as the method normalises it."""
+        scaled = domain.with_scale("per-axis" if self.scale == "per-axis" else "isotropic")
+        self.map.cover(scaled)
+        return scaled
 
     def context(self) -> Tensor | None:
         """The condition at which the result is read."""
@@ -247,6 +253,10 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         if not self.levels:
             self.attach(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
 
+    def setup(self, stage: str) -> None:
+        pair = self.pair or self.trainer.datamodule.pair  # type: ignore[attr-defined]
+        self.cover(pair.domain)  # the parameters must exist before the optimizer takes them
+
     def on_fit_start(self) -> None:
         self._ready()
 
@@ -307,9 +317,9 @@ def load_method(path: str | Path, map_location: Any = "cpu") -> RegistrationMeth
         method = build(kept["method"])
         if not isinstance(method, RegistrationMethod):
             raise UserError(f"{path}: holds {type(method).__name__}, which is no registration method")
-        method.load_state_dict(checkpoint["state_dict"])
         start = torch.tensor(kept["start"], dtype=torch.float64)
         method.remember(Domain.from_dict(kept["domain"]), start, kept["windows"])
+        method.load_state_dict(checkpoint["state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise

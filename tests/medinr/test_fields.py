@@ -10,7 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medinr import jets
-from medinr.fields import SIREN, DisplacementMap, Field, HarmonizedSIREN, Map, Transform, as_map, base
+from medinr.fields import (
+    MLP,
+    SIREN,
+    Composition,
+    CubicLattice,
+    DisplacementMap,
+    Field,
+    FourierMLP,
+    HarmonizedSIREN,
+    Map,
+    Sum,
+    Transform,
+    as_map,
+    base,
+)
 from medinr.jets import Jet
 from medinr.space import Domain, transform_points
 from tests.medinr.references import along
@@ -45,18 +59,17 @@ class NoRule(Field):
         return torch.sin(x @ self.weight) * x.flip(-1)
 
 
-class Composition(Map):
-    """One map after another."""
+def lattice(**options: object) -> CubicLattice:
+    """Two levels over a box of 40 x 30 x 20 mm, with random coefficients."""
+    field = CubicLattice(**{"spacings_mm": (12.0, 5.0), **options})  # type: ignore[arg-type]
+    field.cover(Domain.of((20, 15, 10), torch.diag(torch.tensor([2.0, -2.0, 2.0, 1.0]))))
+    for level in field.levels:
+        torch.nn.init.normal_(level, std=0.1)
+    return field
 
-    def __init__(self, inner: Map, outer: Map) -> None:
-        super().__init__()
-        self.inner, self.outer = inner, outer
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.outer(self.inner(x, context), context)
-
-    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
-        return self.outer.jet(self.inner.jet(jet, context), context)
+def mlp(**options: object) -> MLP:
+    return MLP(**{"hidden": (16, 16), "zero_output": False, **options})  # type: ignore[arg-type]
 
 
 def siren(**options: object) -> SIREN:
@@ -68,6 +81,14 @@ FIELDS: dict[str, Callable[[], tuple[Field, Tensor | None]]] = {
     "siren of one hidden layer": lambda: (siren(hidden=(8,), out_features=2), None),
     "siren of its own first omega": lambda: (siren(first_omega=9.0), None),
     "harmonized siren": lambda: (harmonized(), CONDITION),
+    "relu perceptron": lambda: (mlp(), None),
+    "tanh perceptron": lambda: (mlp(activation="tanh"), None),
+    "softplus perceptron": lambda: (mlp(activation="softplus"), None),
+    "fourier perceptron": lambda: (FourierMLP(8, 0.5, hidden=(16,), activation="tanh", zero_output=False), None),
+    "cubic lattice": lambda: (lattice(), None),
+    "cubic lattice with a gain": lambda: (lattice(gain=0.3, out_features=2), None),
+    "sum": lambda: (Sum(siren(), lattice()), None),
+    "network, then lattice": lambda: (Composition(siren(), lattice()), None),
     "no rule": lambda: (NoRule(), None),
     "displacement map": lambda: (DisplacementMap(siren()), None),
     "composition": lambda: (Composition(as_map(siren()), as_map(siren())), None),

@@ -1,0 +1,137 @@
+"""Cubic B-spline control lattices, from coarse to fine."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medinr.fields.base import Field
+from medinr.jets import BASIS_PAIRS, Jet
+from medinr.space import Domain
+from medinr.types import Features
+
+
+def cubic_weights(t: Tensor, order: int) -> list[Tensor]:
+    """Weights [..., 4] of the four control points around a point, and their derivatives up to ``order``.
+
+    Uniform cubic B-spline (Rueckert et al., IEEE TMI 18(8), 1999); ``t`` in [0, 1) is the position between the second
+    and the third of the control points, derivatives are by t.
+    """
+    s = 1 - t
+    found = [
+        torch.stack((s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3), dim=-1) / 6,
+        torch.stack((-(s**2), 3 * t**2 - 4 * t, 4 * s - 3 * s**2, t**2), dim=-1) / 2,
+        torch.stack((s, 3 * t - 2, 3 * s - 2, t), dim=-1),
+    ]
+    return found[: order + 1]
+
+
+class CubicLattice(Field):
+    """Sum of cubic B-spline control lattices of several spacings: a free-form deformation, coarse to fine.
+
+    u(x) = sum over levels and control points k of B3((x - x_k) / h) c_k (Rueckert et al., IEEE TMI 18(8), 1999;
+    multilevel: Lee et al., IEEE TVCG 3(3), 1997). The field is twice continuously differentiable; all its jets are
+    exact. Control points cover the box of the image, so the field takes its size from the domain (`cover`); outside the
+    box it continues constantly. It starts at zero.
+
+    Args:
+        spacings_mm: distance of the control points of each level.
+        out_features: dimension of the value.
+        gain: factor of the coefficients; with Adam, the displacement moves by about ``gain`` * lr a step.
+    """
+
+    in_features = 3
+    origin: Tensor
+    spacing: Tensor
+
+    def __init__(
+        self, spacings_mm: Sequence[float] = (48.0, 24.0, 12.0, 8.0), out_features: int = 3, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not spacings_mm or min(spacings_mm) <= 0:
+            raise ValueError(f"spacings_mm: expected lengths above 0, got {list(spacings_mm)}")
+        self.spacings_mm, self.out_features, self.gain = tuple(float(s) for s in spacings_mm), out_features, gain
+        self.shapes: list[tuple[int, int, int]] = []
+        self.levels = nn.ParameterList()
+        self.register_buffer("origin", torch.zeros(3))
+        self.register_buffer("spacing", torch.zeros(len(self.spacings_mm)))
+
+    def cover(self, domain: Domain) -> None:
+        corners = torch.cartesian_prod(*(torch.tensor([-0.5, n - 0.5]) for n in domain.shape)).double()
+        m = domain.voxel_to_normalised
+        box = corners @ m[:3, :3].T + m[:3, 3]
+        low, side = box.min(0).values, box.max(0).values - box.min(0).values
+        steps = [s / domain.unit_mm for s in self.spacings_mm]
+        shapes = [tuple(math.ceil(float(length) / h - 1e-6) + 3 for length in side) for h in steps]
+        self.origin = low.to(self.origin)
+        self.spacing = torch.tensor(steps).to(self.spacing)
+        if shapes != self.shapes:
+            self.shapes = shapes  # type: ignore[assignment]
+            device = self.origin.device
+            self.levels = nn.ParameterList(torch.zeros(math.prod(n), self.out_features, device=device) for n in shapes)
+
+    def forward(self, x: Features, context: Tensor | None = None) -> Features:
+        return self.expand(x, 0)[0]
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        order = jet.order
+        found = self.expand(jet.value, order)
+        if order == 0:
+            return Jet(found, 0)
+        assert jet.first is not None
+        gradient = found[1:4]
+        parts = [found[:1], torch.einsum("inc,kni->knc", gradient, jet.first)]
+        if jet.pairs:
+            a, b = (list(i) for i in zip(*jet.pairs, strict=True))
+            da, db = jet.first[a], jet.first[b]
+            twice = torch.stack(
+                [da[..., i] * db[..., j] + (da[..., j] * db[..., i] if i != j else 0) for i, j in BASIS_PAIRS]
+            )
+            second = torch.einsum("hnc,hmn->mnc", found[4:], twice)
+            if not jet.affine and jet.second is not None:
+                second = second + torch.einsum("inc,mni->mnc", gradient, jet.second)
+            parts.append(second)
+        return Jet(torch.cat(parts), jet.k, jet.pairs, jet.basis)
+
+    def expand(self, x: Tensor, order: int) -> Tensor:
+        """[1, 4 or 10, N, c]: value, gradient and the six second derivatives (`BASIS_PAIRS`) in normalised space."""
+        if not self.shapes:
+            raise ValueError("CubicLattice: call cover(domain) first, its control points cover the image's box")
+        total: Tensor | None = None
+        for level, (shape, h) in enumerate(zip(self.shapes, self.spacing, strict=True)):
+            part = self._level(x, order, self.levels[level], shape, h)
+            total = part if total is None else total + part
+        assert total is not None
+        return self.gain * total
+
+    def _level(self, x: Tensor, order: int, coefficients: Tensor, shape: tuple[int, int, int], h: Tensor) -> Tensor:
+        upper = torch.tensor(shape, device=x.device) - 3
+        free = (x - self.origin.to(x)) / h.to(x)
+        at = free.clamp(min=torch.zeros_like(upper), max=upper - 1e-4)
+        inside = (at == free).to(x)
+        cell = at.detach().floor()
+        weights = cubic_weights(at - cell, order)
+        first = cell.long()
+        _, ny, nz = shape
+        near = torch.arange(4, device=x.device)
+        rows = (
+            ((first[:, 0, None] + near) * ny)[:, :, None, None] + (first[:, 1, None] + near)[:, None, :, None]
+        ) * nz + (first[:, 2, None] + near)[:, None, None, :]
+        values = coefficients.index_select(0, rows.flatten()).view(len(x), 64, -1)
+        axes = [
+            [w[:, axis] * (inside[:, axis, None] / h.to(x) ** d if d else 1) for d, w in enumerate(weights)]
+            for axis in range(3)
+        ]
+        # The power of differentiation along each axis, of the value, the gradient and the second derivatives.
+        powers = [(0, 0, 0)]
+        if order:
+            powers += [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+        if order == 2:
+            powers += [tuple((i == a) + (j == a) for a in range(3)) for i, j in BASIS_PAIRS]  # type: ignore[misc]
+        products = [
+            (axes[0][p][:, :, None, None] * axes[1][q][:, None, :, None] * axes[2][r][:, None, None, :]).flatten(1)
+            for p, q, r in powers
+        ]
+        found = torch.bmm(torch.stack(products, dim=1), values)
+        return found.transpose(0, 1)
