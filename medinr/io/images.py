@@ -1,13 +1,11 @@
-"""Images, masks and label volumes from and to files: NIfTI by nibabel, MetaImage and NRRD by SimpleITK (optional).
+"""Images, masks and label volumes: NIfTI by nibabel; MetaImage, NRRD and DICOM series by SimpleITK (optional).
 
 Arrays keep the axes of the file, [i, j, k] as nibabel gives them, whatever their orientation; the affine maps voxel
 indices to RAS millimetres. ITK's LPS is converted here and nowhere above.
 """
 
-import importlib
 import zlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -19,14 +17,14 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from medinr.errors import UserError
+from medinr.io.dicom import is_dicom, read_series, series_domain
 from medinr.io.files import atomic_path, existing_file
+from medinr.io.itk import checked_domain, image_domain, import_sitk, silent
 from medinr.space import Domain, Image
 from medinr.types import Mask
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS <-> LPS; its own inverse."""
 
 ImageLike = str | Path | SpatialImage | Image
 """What :func:`as_image` accepts; a SimpleITK image too, which cannot be named here without importing SimpleITK."""
@@ -35,8 +33,9 @@ ImageLike = str | Path | SpatialImage | Image
 def read_image(path: str | Path) -> Image:
     """Read a 3-D scan: float32 [1, X, Y, Z] with its domain.
 
-    Intensity scaling (scl_slope, scl_inter) is applied; the affine is nibabel's best one (sform, else qform). A
-    trailing axis of one is dropped.
+    ``path`` is a NIfTI, MetaImage or NRRD file, a folder with one DICOM series, or one slice of the series that is
+    meant. Intensity scaling (scl_slope and scl_inter, rescale slope and intercept) is applied; the affine of NIfTI is
+    nibabel's best one (sform, else qform). A trailing axis of one is dropped.
 
     Raises:
         UserError: missing, empty, truncated or unreadable file; not 3-D; NaN or infinite voxels; a constant image; a
@@ -52,10 +51,7 @@ def as_image(source: Any) -> Image:
         return _checked_image(source.data, source.domain, source.source or "image")
     values, domain, name = _array_of(source)
     if domain is None:
-        raise UserError(
-            f"image: expected a path, a nibabel or SimpleITK image or a medinr Image, found {type(source).__name__} "
-            "which has no affine; wrap it as medinr.space.Image(data[None], Domain.of(shape, affine))"
-        )
+        raise _no_affine(name, source)
     return _checked_image(values, domain, name)
 
 
@@ -150,23 +146,58 @@ def _storage_type(dtype: np.dtype[Any]) -> DTypeLike:
     return np.int32 if dtype == np.int64 else dtype
 
 
+def read_domain(source: Any) -> Domain:
+    """The grid of an image; its voxels are not looked at, so a constant image or one of NaN will do.
+
+    Args:
+        source: what `as_image` accepts.
+
+    Raises:
+        UserError: as `read_image`, but for the voxels.
+    """
+    if isinstance(source, Image):
+        return source.domain
+    if not isinstance(source, str | Path):
+        _, domain, name = _array_of(source)
+        if domain is None:
+            raise _no_affine(name, source)
+        return domain
+    path = Path(source)
+    if is_dicom(path):
+        return series_domain(path)
+    file = existing_file(path)
+    if suffix_of(file) not in NIFTI_SUFFIXES:
+        return _read_array(file)[1]
+    image = load_nifti(file)
+    empty = np.broadcast_to(np.float32(0), image.shape)
+    return checked_domain(_volume(empty, str(file)).shape, image.affine, str(file))
+
+
 def _read_array(path: str | Path) -> tuple[NDArray[Any], Domain]:
     """Values [X, Y, Z] in the type that the file gives, and the domain."""
+    if is_dicom(Path(path)):
+        return read_series(Path(path))
     file = existing_file(path)
     suffix = suffix_of(file)
     if suffix in NIFTI_SUFFIXES:
         image = load_nifti(file)
         return _volume(nifti_values(image, str(file)), str(file)), checked_domain(image.shape, image.affine, str(file))
     if suffix in ITK_SUFFIXES:
-        sitk = import_sitk(str(file))
-        try:
-            return _from_sitk(sitk, sitk.ReadImage(str(file)), str(file))
-        except RuntimeError as error:
-            raise _unreadable(str(file), suffix, error) from error
+        return _from_sitk(load_sitk(file), str(file))
     raise UserError(
-        f"{file}: expected {', '.join((*NIFTI_SUFFIXES, *ITK_SUFFIXES))}, found {suffix or 'no suffix'}; "
-        "convert it to NIfTI (dcm2niix for DICOM)"
+        f"{file}: expected {', '.join((*NIFTI_SUFFIXES, *ITK_SUFFIXES))} or a folder with a DICOM series, found "
+        f"{suffix or 'no suffix'}; convert it to NIfTI"
     )
+
+
+def load_sitk(file: Path) -> Any:
+    """The SimpleITK image of a MetaImage or NRRD file."""
+    sitk = import_sitk(str(file))
+    try:
+        with silent(sitk):
+            return sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise _unreadable(str(file), suffix_of(file), error) from error
 
 
 def load_nifti(file: Path) -> Any:
@@ -197,27 +228,12 @@ def _unreadable(name: str, kind: str, error: Exception) -> UserError:
     )
 
 
-def import_sitk(name: str) -> ModuleType:
-    """SimpleITK, or a UserError that tells how to install it."""
-    try:
-        return importlib.import_module("SimpleITK")
-    except ImportError as error:
-        raise UserError(
-            f"{name}: expected SimpleITK to read this format, found it not installed; pip install medinr[itk]"
-        ) from error
-
-
-def _from_sitk(sitk: ModuleType, image: Any, name: str) -> tuple[NDArray[Any], Domain]:
+def _from_sitk(image: Any, name: str) -> tuple[NDArray[Any], Domain]:
+    sitk = import_sitk(name)
     components = image.GetNumberOfComponentsPerPixel()
     if components != 1:
         raise UserError(f"{name}: expected one value per voxel, found {components}; convert to grey values")
-    size = tuple(image.GetSize())
-    values = _volume(sitk.GetArrayFromImage(image).T, name)
-    n = image.GetDimension()
-    lps = np.eye(4)
-    lps[:3, :3] = (np.array(image.GetDirection()).reshape(n, n) * np.array(image.GetSpacing()))[:3, :3]
-    lps[:3, 3] = image.GetOrigin()[:3]
-    return values, checked_domain(size, RAS_LPS @ lps, name)
+    return _volume(sitk.GetArrayFromImage(image).T, name), image_domain(image, name)
 
 
 def _volume(values: NDArray[Any], name: str) -> NDArray[Any]:
@@ -229,17 +245,6 @@ def _volume(values: NDArray[Any], name: str) -> NDArray[Any]:
         advice = "give one volume of it" if values.ndim > 3 else "give a volume"
         raise UserError(f"{name}: expected a 3-D image, found {len(shape)}-D of shape {tuple(shape)}; {advice}")
     return values
-
-
-def checked_domain(shape: Any, affine: Any, name: str) -> Domain:
-    """The domain of an affine to RAS mm, or a UserError where it cannot be inverted."""
-    matrix = np.asarray(affine, dtype=np.float64)
-    sides = np.linalg.norm(matrix[:3, :3], axis=0)
-    finite = bool(np.isfinite(matrix).all())
-    if not finite or sides.min() <= 0 or abs(np.linalg.det(matrix[:3, :3] / sides)) < 1e-6:
-        rows = matrix[:3].round(4).tolist()
-        raise UserError(f"{name}: expected an invertible affine, found {rows}; correct sform and qform in its header")
-    return Domain.of(tuple(shape)[:3], matrix)
 
 
 def _checked_image(values: Any, domain: Domain, name: str) -> Image:
@@ -258,6 +263,13 @@ def _checked_image(values: Any, domain: Domain, name: str) -> Image:
     return Image(data, domain, name)
 
 
+def _no_affine(name: str, source: Any) -> UserError:
+    return UserError(
+        f"{name}: expected a path, a nibabel or SimpleITK image or a medinr Image, found {type(source).__name__} "
+        "which has no affine; wrap it as medinr.space.Image(data[None], Domain.of(shape, affine))"
+    )
+
+
 def _array_of(source: Any) -> tuple[NDArray[Any], Domain | None, str]:
     """Values [X, Y, Z], the domain where the source has one, and a name for messages."""
     if isinstance(source, str | Path):
@@ -268,7 +280,7 @@ def _array_of(source: Any) -> tuple[NDArray[Any], Domain | None, str]:
         name = str(source.get_filename() or "nibabel image")
         return _volume(nifti_values(source, name), name), checked_domain(source.shape, source.affine, name), name
     if type(source).__module__.startswith("SimpleITK"):
-        return *_from_sitk(import_sitk("SimpleITK image"), source, "SimpleITK image"), "SimpleITK image"
+        return *_from_sitk(source, "SimpleITK image"), "SimpleITK image"
     if isinstance(source, Tensor | np.ndarray):
         values = _numpy(source)
         return _volume(values[0] if values.ndim == 4 and values.shape[0] == 1 else values, "array"), None, "array"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from medinr.errors import UserError
 from medinr.io.files import existing_file, write_text
-from medinr.io.images import NIFTI_SUFFIXES, checked_domain, load_nifti, nifti_values, save_nifti, suffix_of
+from medinr.io.images import NIFTI_SUFFIXES, load_nifti, nifti_values, save_nifti, suffix_of
+from medinr.io.itk import checked_domain
 from medinr.space import Domain
 
 INTENT_DISPLACEMENT = 1006
