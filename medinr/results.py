@@ -148,8 +148,19 @@ def write_results(
     inverse: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write images, fields, carried labels and points, metrics and figures; each file whole or not at all."""
-    out = Path(out)
+    """Write images, fields, carried labels and points, metrics and figures: all of them, or none at all.
+
+    Raises:
+        UserError: a folder that cannot be written to; a full disk.
+    """
+    with io.staged_folder(out) as staged:
+        files = _write_all(staged, method, pair, evaluation, inverse, extra or {})
+    return [Path(out) / file.relative_to(staged) for file in files]
+
+
+def _write_all(
+    out: Path, method: Any, pair: Pair, evaluation: Evaluation, inverse: bool, extra: dict[str, Any]
+) -> list[Path]:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     domain, transform = pair.domain, method.transform()
     io.write_image(out / "warped.nii.gz", evaluation.warped[0].float(), domain)
@@ -171,7 +182,7 @@ def write_results(
     save_picture(out / "figures" / "registration.png", evaluation, pair, pair.name)
     method.save(out / "transform.ckpt")
     files += [out / "transform.ckpt", *method.report(out)]
-    record = {"case": pair.name, **evaluation.metrics, **(extra or {})}
+    record = {"case": pair.name, **evaluation.metrics, **extra}
     # JSON has no infinity (the PSNR of equal images) and no NaN.
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     io.write_text(out / "metrics.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")

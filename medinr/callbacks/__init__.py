@@ -1,11 +1,13 @@
 """Callbacks and loggers that every run has: its folder, its checkpoints, its progress bar, its results."""
 
 from medinr.callbacks.checkpoints import ConfigInCheckpoint, LastCheckpoint, RandomStates
+from medinr.callbacks.interrupt import BestState, StopOnInterrupt
 from medinr.callbacks.logs import KeepFiles, MetricsFile
 from medinr.callbacks.progress import Costs, RunProgress
 from medinr.callbacks.results import Preview, ResultWriter
 
 __all__ = [
+    "BestState",
     "ConfigInCheckpoint",
     "Costs",
     "KeepFiles",
@@ -15,4 +17,5 @@ __all__ = [
     "RandomStates",
     "ResultWriter",
     "RunProgress",
+    "StopOnInterrupt",
 ]

@@ -25,6 +25,8 @@ BASES = {
 """Keys whose value is a class, and the base that the class must have."""
 
 NOISE = re.compile(r"(- )?(Expected a <class 'NoneType'>|Does not validate against any|Subtypes:|Errors:$)")
+PYTHON_ONLY = ("progress", "keep_interrupted")
+"""Arguments of `register` that the command sets itself."""
 AFTER = ("Given value type:", "Given value:")
 
 
@@ -133,7 +135,8 @@ def _classes(keys: Sequence[str]) -> list[str]:
 def _keys(command: str) -> list[str]:
     if command in ("register", "apply"):  # their options are the arguments of the function of the same name
         function = getattr(importlib.import_module(f"medinr.commands.{command}"), command)
-        return [name.replace("_", "-") for name in inspect.signature(function).parameters]
+        names = [name for name in inspect.signature(function).parameters if name not in PYTHON_ONLY]
+        return [name.replace("_", "-") for name in names]
     if command not in ("fit", "validate", "test", "predict"):
         return []
     from medinr.commands.experiment import OWN_KEYS, keys_of

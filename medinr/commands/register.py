@@ -2,16 +2,19 @@
 
 import itertools
 import signal
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from data_modules.pair import read_matrix
-from medinr.callbacks import RunProgress
+from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
 from medinr.commands.checks import check_device, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
 from medinr.commands.presets import PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
@@ -22,7 +25,7 @@ from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
 from medinr.methods import PairRegistration
-from medinr.methods.base import robust_window
+from medinr.methods.levels import robust_window
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
 
@@ -40,6 +43,8 @@ class Result:
         pair: the images as they were registered.
         seconds: of the start, the fit and the evaluation.
         files: what was written.
+        interrupted: Ctrl-C ended the fit early; ``method`` holds the best state until then.
+        step: the step that the state is of.
     """
 
     transform: Transform
@@ -48,6 +53,8 @@ class Result:
     pair: Pair
     seconds: dict[str, float]
     files: list[Path] = field(default_factory=list)
+    interrupted: bool = False
+    step: int = 0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -73,6 +80,7 @@ def register(
     inverse: bool = False,
     exact: bool = False,
     progress: bool = False,
+    keep_interrupted: bool = False,
 ) -> Result:
     """Register ``moving`` onto ``fixed``: the function behind the command of the same name.
 
@@ -92,9 +100,12 @@ def register(
         inverse: also write the inverse displacement, on the moving grid.
         exact: evaluate the network at every voxel instead of a lattice with a measured error below 0.05 mm.
         progress: show a progress bar.
+        keep_interrupted: Ctrl-C in the fit ends it, and the best state so far is evaluated, written and returned (the
+            command does this); False lets KeyboardInterrupt pass and writes nothing.
 
     Raises:
         UserError: a file or value that cannot be used.
+        KeyboardInterrupt: Ctrl-C, or with ``keep_interrupted`` the second one; nothing is written then.
     """
     for name, value, known in (("preset", preset, PRESETS), ("similarity", similarity, SIMILARITIES)):
         if value not in known:
@@ -115,17 +126,19 @@ def register(
     check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity)
-    fit(method, pair, PRESETS[preset].steps, device, progress)
+    steps = PRESETS[preset].steps
+    step = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
     evaluation = evaluate(method.transform(), pair, exact)
     clock.append(time.perf_counter())
     seconds = dict(zip(("start", "fit", "evaluation"), (b - a for a, b in itertools.pairwise(clock)), strict=True))
     files: list[Path] = []
     if out is not None:
-        record = {"seed": seed, "preset": preset, "similarity": similarity, "init": init}
+        record: dict[str, Any] = {"seed": seed, "preset": preset, "similarity": similarity, "init": init}
+        record |= {"interrupted": step < steps, "step": step}
         extra = {**record, **{f"seconds/{k}": round(v, 2) for k, v in seconds.items()}}
         files = write_results(Path(out), method, pair, evaluation, inverse, extra)
-    return Result(method.transform(), evaluation, method, pair, seconds, files)
+    return Result(method.transform(), evaluation, method, pair, seconds, files, step < steps, step)
 
 
 def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
@@ -136,9 +149,27 @@ def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
     return read_matrix(init)
 
 
-def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", progress: bool = False) -> None:
-    """Fit a method to a pair with Lightning's loop; leaves it on the CPU, in evaluation mode."""
-    with quiet():
+def fit(
+    method: PairRegistration,
+    pair: Pair,
+    steps: int,
+    device: str = "auto",
+    progress: bool = False,
+    keep_interrupted: bool = False,
+) -> int:
+    """Fit a method to a pair with Lightning's loop; leaves it on the CPU, in evaluation mode.
+
+    Returns:
+        The step that the weights are of: ``steps``, or less where Ctrl-C came and ``keep_interrupted`` is set.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or the second one with ``keep_interrupted``.
+    """
+    best, stop = BestState(), StopOnInterrupt()
+    callbacks: list[Callback] = [RunProgress()] if progress else []
+    if keep_interrupted:
+        callbacks += [best, stop]
+    with quiet(), stop if keep_interrupted else nullcontext():
         trainer = lightning.Trainer(
             max_steps=steps,
             max_epochs=-1,
@@ -148,7 +179,7 @@ def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", 
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress,
-            callbacks=[RunProgress()] if progress else [],
+            callbacks=callbacks,
             log_every_n_steps=10,
         )
         method.pair = pair
@@ -158,4 +189,13 @@ def fit(method: PairRegistration, pair: Pair, steps: int, device: str = "auto", 
         except SystemExit:  # Lightning ends the process on Ctrl-C with code 1, and ignores Ctrl-C from then on
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from None
+    step = steps
+    if stop.interrupted and trainer.global_step < steps:
+        step = best.restore(trainer, method)
+        print(
+            f"medinr: interrupted at step {trainer.global_step} of {steps}: the best state so far, of step {step}, is "
+            "evaluated and written; Ctrl-C again ends at once",
+            file=sys.stderr,
+        )
     method.cpu().eval()
+    return step

@@ -51,8 +51,8 @@ def main(args: list[str]) -> int:
     """Parse the command line, register, and say where the results are."""
     options = register_parser().parse_args(args).as_dict()
     begin = time.perf_counter()
-    result = register(**options, progress=True)
+    result = register(**options, progress=True, keep_interrupted=True)
     print(summary(result.metrics))
     print(f"  time       {time.perf_counter() - begin:.1f} s (fit {result.seconds['fit']:.1f} s)")
     print(f"results in {options['out']}")
-    return 0
+    return 130 if result.interrupted else 0

@@ -1,12 +1,64 @@
 """Files that are either whole or not there."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medinr.errors import UserError
+
+STAGED = ".staged"
+
+
+@contextmanager
+def staged_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder inside ``path`` for files that belong together: they move into ``path`` when the block ends well.
+
+    When it fails, or is interrupted, all of them go, and so do the folders that were made for them: the results are
+    complete or are not there.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    target = Path(path)
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    staged = target / f".{uuid.uuid4().hex}{STAGED}"
+    try:
+        with _users_fault(target):
+            staged.mkdir(parents=True)
+        yield staged
+        with _users_fault(target):
+            for file in sorted(f for f in staged.rglob("*") if f.is_file()):
+                place = target / file.relative_to(staged)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+        made = []
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def _users_fault(target: Path) -> Iterator[None]:
+    """What the system refuses, in one line that names the file the user knows of."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its archive writer, without the system's reason.
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            reason = "no more can be written (is the disk full?)"
+        else:
+            raise
+        shown = Path(*(part for part in target.parts if not part.endswith(STAGED)))
+        raise UserError(
+            f"{shown}: expected to be able to write it, found: {reason}; choose a folder that is writable and has room"
+        ) from error
 
 
 @contextmanager
@@ -23,14 +75,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     suffix = "".join(target.suffixes[-2:]) if target.suffix == ".gz" else target.suffix
     temporary = target.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{target}: expected to be able to write it, found: {reason}; choose a folder that is writable and has room"
-        ) from error
+        with _users_fault(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, target)
     finally:
         if target.parent.is_dir():
             temporary.unlink(missing_ok=True)
