@@ -71,36 +71,101 @@ def near(mask: Mask, domain: Domain, margin_mm: float) -> Mask:
     return grown[0, 0] > 0.5
 
 
+def informative(volume: Volume, domain: Domain, reach_mm: float, contrast: float = 1e-3) -> Mask:
+    """Voxels [X, Y, Z] around which, within +-``reach_mm`` along each axis, some channel varies by over ``contrast``.
+
+    In zeros around an extracted brain, in padding and in what the intensity window clips, a patch is constant and says
+    nothing of the deformation. The answer is exact to some voxels on the generous side: it is found in small blocks.
+
+    Args:
+        volume: windowed to [0, 1].
+        domain: its grid.
+        reach_mm: half side of the patches.
+        contrast: smaller differences count as none.
+    """
+    blocks = [min(n, max(1, int(reach_mm / 3 / s))) for n, s in zip(domain.shape, domain.spacing, strict=True)]
+    high, low = (F.max_pool3d(v, blocks, ceil_mode=True) for v in (volume[:, None], -volume[:, None]))
+    for axis, (block, step) in enumerate(zip(blocks, domain.spacing, strict=True)):
+        radius = min(max(1, math.ceil(reach_mm / step / block)), high.shape[2 + axis] - 1)
+        high, low = _grown(high, axis, radius), _grown(low, axis, radius)
+    varies = (high + low > contrast).any(0)[0]
+    for axis, (block, n) in enumerate(zip(blocks, domain.shape, strict=True)):
+        varies = varies.repeat_interleave(block, dim=axis).narrow(axis, 0, n)
+    return varies
+
+
+def _grown(volume: Tensor, axis: int, radius: int) -> Tensor:
+    """Maximum over +-radius voxels along one axis of [C, 1, X, Y, Z]; the cost grows with log(radius)."""
+    done = 0
+    while done < radius:
+        step = min(radius - done, 2 * done + 1)
+        kernel, padding, dilation = [1, 1, 1], [0, 0, 0], [1, 1, 1]
+        kernel[axis], padding[axis], dilation[axis] = 3, step, step
+        volume = F.max_pool3d(volume, kernel, stride=1, padding=padding, dilation=dilation)
+        done += step
+    return volume
+
+
 class PointSampler:
     """Uniform random points of a mask, continuous inside its voxels, in normalised coordinates.
+
+    On a single slice the points lie in its plane.
 
     Args:
         domain: the grid.
         mask: voxels to draw from (None: all).
         jitter: draw anywhere inside a voxel; False gives voxel centres, as IDIR's code does.
+        elsewhere: share of the points that are drawn from the whole grid in spite of the mask, so that regularizers
+            act there too.
     """
 
-    def __init__(self, domain: Domain, mask: Mask | None = None, jitter: bool = True) -> None:
-        self.domain, self.jitter = domain, jitter
-        self.voxels = None if mask is None else mask.nonzero().float()
+    def __init__(self, domain: Domain, mask: Mask | None = None, jitter: bool = True, elsewhere: float = 0.0) -> None:
+        self.domain, self.jitter, self.elsewhere = domain, jitter, elsewhere
+        # Flat indices: three coordinates of each voxel would be as large as the images.
+        self.voxels = None if mask is None else mask.flatten().nonzero()[:, 0].int()
         if self.voxels is not None and len(self.voxels) == 0:
             raise ValueError("mask: no voxel is inside it")
 
     def __call__(self, n: int, device: torch.device | str, generator: torch.Generator | None = None) -> Points:
         """n points [n, 3]."""
         if self.voxels is None:
-            size = torch.tensor(self.domain.shape, device=device, dtype=torch.float32)
-            unit = torch.rand(n, 3, device=device, generator=generator)
-            voxels = unit * size - 0.5 if self.jitter else (unit * size).floor()
+            voxels = self._anywhere(n, device, generator)
         else:
             self.voxels = self.voxels.to(device)
-            voxels = self.voxels[torch.randint(len(self.voxels), (n,), device=device, generator=generator)]
+            flat = self.voxels[torch.randint(len(self.voxels), (n,), device=device, generator=generator)]
+            _, ny, nz = self.domain.shape
+            voxels = torch.stack((flat // (ny * nz), flat // nz % ny, flat % nz), dim=1).float()
             if self.jitter:
                 voxels = voxels + torch.rand(n, 3, device=device, generator=generator) - 0.5
+            if self.elsewhere:
+                anywhere = self._anywhere(n, device, generator)
+                chosen = torch.rand(n, 1, device=device, generator=generator) < self.elsewhere
+                voxels = torch.where(chosen, anywhere, voxels)
+        if self.domain.flat_axis is not None:
+            voxels[:, self.domain.flat_axis] = 0
         return transform_points(self.domain.voxel_to_normalised, voxels)
+
+    def _anywhere(self, n: int, device: torch.device | str, generator: torch.Generator | None) -> Tensor:
+        size = torch.tensor(self.domain.shape, device=device, dtype=torch.float32)
+        unit = torch.rand(n, 3, device=device, generator=generator)
+        return unit * size - 0.5 if self.jitter else (unit * size).floor()
 
 
 def patch_offsets(radius_mm: float, per_side: int = 3) -> Tensor:
     """Offsets [P, 3] in mm of a cubic patch of per_side^3 samples from -radius to +radius."""
     line = torch.linspace(-radius_mm, radius_mm, per_side)
     return torch.cartesian_prod(line, line, line)
+
+
+def fitted_offsets(offsets: Tensor, domain: Domain) -> Tensor:
+    """Patch offsets [P, 3] in world mm for an image that may be thinner than the patch.
+
+    In a volume they are along the world's axes. Where the image has too few slices for the patch, they are along the
+    axes of the image instead, and no longer across the slices than half the distance from the first to the last:
+    patches of a single slice lie in its plane, and those of a few slices do not stick out of them.
+    """
+    half = torch.tensor([(n - 1) * s / 2 for n, s in zip(domain.shape, domain.spacing, strict=True)]).to(offsets)
+    if bool((offsets.abs().amax(0).max() <= half).all()):
+        return offsets
+    axes = (domain.voxel_to_world[:3, :3] / torch.tensor(domain.spacing).double()).to(offsets)
+    return offsets.clamp(min=-half, max=half) @ axes.T

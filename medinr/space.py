@@ -115,6 +115,25 @@ class Domain:
     def normalised_to_voxel(self) -> Matrix:
         return self.world_to_voxel @ self.normalised_to_world
 
+    @cached_property
+    def flat_axis(self) -> int | None:
+        """The array axis of a single slice (one voxel thick), the last if there are several; None for a volume."""
+        flat = [axis for axis, n in enumerate(self.shape) if n == 1]
+        return flat[-1] if flat else None
+
+    @cached_property
+    def in_plane(self) -> Matrix | None:
+        """Of a single slice: the orthogonal projection [3, 3] of normalised vectors onto its plane; None for a volume.
+
+        The plane goes through the origin of normalised space, the centre of the slice.
+        """
+        if self.flat_axis is None:
+            return None
+        axes = [axis for axis in range(3) if axis != self.flat_axis]
+        q, _ = torch.linalg.qr(self.voxel_to_normalised[:3, axes])
+        projection: Matrix = q @ q.T
+        return projection
+
     @property
     def n_voxels(self) -> int:
         x, y, z = self.shape

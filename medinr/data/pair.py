@@ -8,14 +8,20 @@ from torch import Tensor
 from medinr.space import Domain, Image
 from medinr.types import Mask, Matrix, Points
 
+KINDS = ("mask", "points", "labels", "exclude", "guides")
+"""What may be known of each image beside the image itself."""
+
 
 @dataclass(frozen=True)
 class Pair:
     """Fixed and moving image, and optional masks, landmarks and labels of each.
 
-    Masks and labels are on the grid of their own image: [X, Y, Z], bool and int. Points are [n, 3], RAS mm; the i-th
-    fixed point corresponds to the i-th moving one. ``start`` maps fixed world to moving world (RAS mm) and is the
-    transform A of phi(x) = A(x + u(x)).
+    Images may have several channels [C, X, Y, Z]; channel i of one is compared with channel i of the other. A 2-D image
+    is a single slice, [C, X, Y, 1]. Masks and labels are on the grid of their own image: [X, Y, Z], bool and int.
+    ``exclude`` masks are True where nothing is compared (a lesion that the other image does not have), while the
+    deformation there stays regularised. Points are [n, 3], RAS mm; the i-th fixed point corresponds to the i-th moving
+    one. ``points`` only measure the error, ``guides`` only pull the deformation: none is both. ``start`` maps fixed
+    world to moving world (RAS mm) and is the transform A of phi(x) = A(x + u(x)).
     """
 
     name: str
@@ -28,6 +34,10 @@ class Pair:
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None
     start: Matrix = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+    fixed_exclude: Mask | None = None
+    moving_exclude: Mask | None = None
+    fixed_guides: Points | None = None
+    moving_guides: Points | None = None
 
     @property
     def domain(self) -> Domain:
@@ -35,6 +45,6 @@ class Pair:
 
     def to(self, device: torch.device | str) -> "Pair":
         """The same pair with all its tensors on ``device`` (``start`` stays in float64 on the CPU)."""
-        tensors = ["fixed_mask", "moving_mask", "fixed_points", "moving_points", "fixed_labels", "moving_labels"]
-        moved = {k: v.to(device) for k in tensors if (v := getattr(self, k)) is not None}
+        names = [f"{side}_{kind}" for kind in KINDS for side in ("fixed", "moving")]
+        moved = {k: v.to(device) for k in names if (v := getattr(self, k)) is not None}
         return replace(self, fixed=self.fixed.to(device), moving=self.moving.to(device), **moved)

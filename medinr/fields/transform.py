@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.fields.maps import Map
+from medinr.fields.planar import within
 from medinr.space import Domain, transform_points
 from medinr.types import Matrix, Points
 
@@ -19,13 +20,14 @@ class Transform:
 
     Args:
         map: x -> x + u(x) in the normalised coordinates of ``domain``.
-        domain: the fixed image's grid.
+        domain: the fixed image's grid; on a single slice the map is confined to its plane.
         start: A, the rigid or affine start [4, 4], fixed world to moving world.
         context: the condition that the map is evaluated at, if it takes one.
     """
 
     def __init__(self, map: Map, domain: Domain, start: Matrix, context: Tensor | None = None) -> None:
-        self.map, self.domain, self.start, self.context = map, domain, start.double().cpu(), context
+        self.map = within(map, domain)
+        self.domain, self.start, self.context = domain, start.double().cpu(), context
         self.device = next(map.parameters()).device
 
     def _pieces(self, points: Tensor) -> Iterator[Tensor]:

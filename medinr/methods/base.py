@@ -1,6 +1,7 @@
 """The base of the pairwise methods: points, pyramid, loss bookkeeping, optimizer, checkpoints."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,29 +16,12 @@ from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
 from medinr.io import atomic_path
 from medinr.losses import Regularizer, Similarity
-from medinr.methods.mixins import INRMixin, Level, RegularizerMixin
+from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
+from medinr.methods.mixins import INRMixin, RegularizerMixin
 from medinr.results import Evaluation, evaluate, landmark_metrics
-from medinr.sampling import PointSampler, gaussian_smooth
-from medinr.space import Domain, Image
-from medinr.types import Points, Scalar, Volume
-
-Window = tuple[float, float]
-
-
-def robust_window(image: Image, low: float = 0.5, high: float = 99.5) -> Window:
-    """Intensities that are mapped to 0 and 1: two percentiles of the image (of at most a million of its voxels)."""
-    values = image.data.flatten()
-    values = values[:: max(1, len(values) // 1_000_000)].float().cpu()
-    a, b = torch.quantile(values, torch.tensor([low / 100, high / 100])).tolist()
-    if b <= a:
-        a, b = float(image.data.min()), float(image.data.max())
-    return a, b
-
-
-def windowed(volume: Volume, window: Window) -> Volume:
-    """Clip to a window and map it to [0, 1]."""
-    a, b = window
-    return ((volume - a) / (b - a)).clamp(0, 1)
+from medinr.sampling import PointSampler
+from medinr.space import Domain
+from medinr.types import Points, Scalar
 
 
 class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.LightningModule):
@@ -55,11 +39,15 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         warmup: share of the steps with a linearly rising learning rate.
         cosine: let the learning rate fall to zero along a cosine after the warm-up.
         overlap_weight: factor of the mean distance outside the moving grid (in 100 mm), so that no point escapes.
-        window: intensities mapped to 0 and 1 in both images (None: the 0.5th and 99.5th percentile of each).
+        window: intensities mapped to 0 and 1 in both images (None: the 0.5th and 99.5th percentile of each channel).
         jitter: draw points anywhere in a voxel, not at its centre only.
         use_mask: draw points from the fixed mask where the pair has one; False draws from the whole image.
         use_moving_mask: samples that map outside the moving mask carry no weight.
         scale: how coordinates are normalised (see `Domain`).
+        landmark_weight: factor of the mean robust distance, in 100 mm, that the map leaves between the pair's guiding
+            landmarks (see `INRMixin.guide_distance`); those that measure the error never enter the loss.
+        background: without a mask and with a patch similarity, the share of points drawn from the whole grid; the
+            others are drawn where patches of the fixed image are not constant. 1: all from the whole grid.
     """
 
     def __init__(
@@ -78,6 +66,8 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         use_mask: bool = True,
         use_moving_mask: bool = False,
         scale: str = "isotropic",
+        landmark_weight: float = 0.0,
+        background: float = 0.1,
     ) -> None:
         super().__init__()
         if points < 1:
@@ -86,6 +76,10 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
             raise UserError("pyramid_mm: expected at least one level, [0] for the images as they are")
         if scale not in ("isotropic", "per-axis"):
             raise UserError(f"scale: expected isotropic or per-axis, got {scale}")
+        if landmark_weight < 0:
+            raise UserError(f"landmark_weight: expected 0 or more, got {landmark_weight}")
+        if not 0 <= background <= 1:
+            raise UserError(f"background: expected a share of the points in [0, 1], got {background}")
         self.map = as_map(field)
         self.similarity = similarity
         self.regularizers = nn.ModuleDict(regularizers or {})
@@ -93,6 +87,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         self.warmup, self.cosine, self.overlap_weight = warmup, cosine, overlap_weight
         self.window, self.jitter, self.scale = window, jitter, scale
         self.use_mask, self.use_moving_mask = use_mask, use_moving_mask
+        self.landmark_weight, self.background = landmark_weight, background
         self.pair: Pair | None = None
         self.levels: list[Level] = []
         self.state: dict[str, Any] = {}
@@ -107,23 +102,20 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
     def attach(self, pair: Pair) -> None:
         """Take a pair: windows, pyramid, coordinate maps and sampler, all on the method's device."""
         pair = pair.to(self.device)
-        windows = [tuple(self.window) if self.window else robust_window(i) for i in (pair.fixed, pair.moving)]
-        self.remember(pair.domain, pair.start, windows)
-        self.pair = pair
-        fixed, moving = (
-            windowed(i.data, (w[0], w[1])) for i, w in zip((pair.fixed, pair.moving), windows, strict=True)
-        )
-        self.levels = [
-            Level(
-                gaussian_smooth(fixed, s, pair.fixed.domain.spacing),
-                gaussian_smooth(moving, s, pair.moving.domain.spacing),
-                float(s),
-            )
-            for s in self.pyramid_mm
+        windows: list[list[Window]] = [
+            [self.window] * len(i.data) if self.window else robust_windows(i) for i in (pair.fixed, pair.moving)
         ]
+        self.remember(pair.domain, pair.start, [w for image in windows for w in image])
+        self.pair = pair
+        self.levels = pyramid(pair, windows, self.pyramid_mm)
         self.moving_mask = pair.moving_mask if self.use_moving_mask else None
         self.to_moving_voxels = pair.moving.domain.world_to_voxel @ self.start @ self.domain.normalised_to_world
-        self.sampler = PointSampler(self.domain, pair.fixed_mask if self.use_mask else None, self.jitter)
+        self.fixed_exclude, self.moving_exclude = pair.fixed_exclude, pair.moving_exclude
+        mask = pair.fixed_mask if self.use_mask else None
+        self.samplers = samplers(self.levels, self.domain, mask, self.similarity, self.jitter, self.background)
+        if (pair.fixed_guides is not None) != (self.landmark_weight > 0):
+            what = "guiding landmarks" if self.landmark_weight else "a landmark_weight above 0"
+            warnings.warn(f"landmarks do not guide this fit: expected {what}, found none", stacklevel=2)
 
     def remember(self, domain: Domain, start: Tensor, windows: Sequence[Sequence[float]]) -> None:
         """Keep what a checkpoint must carry for the transform to be used again without the images."""
@@ -152,10 +144,19 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
     # -- the loss ------------------------------------------------------------------------------------------------
 
     @property
+    def _level_index(self) -> int:
+        share = self.trainer.global_step / max(self.total_steps, 1) if self._trainer is not None else 1.0
+        return min(int(share * len(self.levels)), len(self.levels) - 1)
+
+    @property
     def level(self) -> Level:
         """The pyramid level of the present step."""
-        share = self.trainer.global_step / max(self.total_steps, 1) if self._trainer is not None else 1.0
-        return self.levels[min(int(share * len(self.levels)), len(self.levels) - 1)]
+        return self.levels[self._level_index]
+
+    @property
+    def sampler(self) -> PointSampler:
+        """Where the points of the present step are drawn."""
+        return self.samplers[self._level_index]
 
     @property
     def total_steps(self) -> int:
@@ -169,6 +170,10 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         u = self.displacement_jet(x, 1 if patch or shares_jet else 0, context)
         similarity, overlap, outside = self.compare(x, u, level)
         data = {"similarity": similarity, "outside": outside, "overlap": overlap.detach()}
+        pair = self.pair
+        if self.landmark_weight and pair and pair.fixed_guides is not None and pair.moving_guides is not None:
+            to_moving = self.start @ self.domain.normalised_to_world
+            data["landmarks"] = self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving, context)
         return data, {name: self.penalty(r, x, u, context) for name, r in self.penalties.items()}
 
     def objective(self, batch: Points) -> dict[str, Scalar]:
@@ -179,6 +184,8 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         """Apply every weight, once; log overlap and raw penalties."""
         self._log({"overlap": data["overlap"], **{f"raw/{k}": v.detach() for k, v in raw.items()}})
         terms = {"similarity": data["similarity"], "outside": self.overlap_weight * data["outside"]}
+        if "landmarks" in data:
+            terms["landmarks"] = self.landmark_weight * data["landmarks"]
         return terms | {k: self.penalties[k].weight * v for k, v in raw.items()}
 
     @property

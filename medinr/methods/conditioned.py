@@ -16,6 +16,7 @@ from medinr.fields import HarmonizedSIREN
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
+from medinr.ranks import from_first
 from medinr.results import Evaluation
 from medinr.sampling import PointSampler, interpolate, near
 from medinr.search import Criterion, Row, SearchResult, best_row, search
@@ -72,10 +73,12 @@ class ConditionedRegistration(RegistrationMethod):
         use_mask: bool = True,
         use_moving_mask: bool = False,
         scale: Literal["isotropic", "per-axis"] = "isotropic",
+        landmark_weight: float = 0.0,
+        background: float = 0.1,
     ) -> None:
         super().__init__(
             field, similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter,
-            use_mask, use_moving_mask, scale,
+            use_mask, use_moving_mask, scale, landmark_weight, background,
         )  # fmt: skip
         missing = [name for name in conditioned if name not in regularizers]
         if missing or not conditioned:
@@ -112,7 +115,8 @@ class ConditionedRegistration(RegistrationMethod):
 
     def objective(self, batch: Points) -> dict[str, Scalar]:
         strata = torch.stack([torch.randperm(self.alphas, device=batch.device) for _ in self.conditioned], dim=1)
-        alphas = self.quantile((strata + torch.rand(strata.shape, device=batch.device)) / self.alphas)
+        # One for all processes: sums over their points are those of one field.
+        alphas = from_first(self.quantile((strata + torch.rand(strata.shape, device=batch.device)) / self.alphas))
         totals: dict[str, list[Scalar]] = {}
         for x, alpha in zip(batch.chunk(self.alphas), alphas, strict=True):
             data, raw = self.terms(x, alpha)
@@ -181,7 +185,7 @@ class ConditionedRegistration(RegistrationMethod):
         assert self.segmentations is not None
         fixed, moving = self.segmentations
         source = transform_points(self.domain.normalised_to_voxel, x)
-        target = transform_points(self.to_moving_voxels, x + self.map.displacement(x, alpha))
+        target = transform_points(self.to_moving_voxels, x + self.motion.displacement(x, alpha))
         found = []
         for label in fixed.unique().tolist():
             if label:

@@ -16,7 +16,8 @@ from medinr.errors import UserError
 from medinr.fields import SIREN, HarmonizedSIREN
 from medinr.losses import MSE, NCC, Barrier, Bending, Diffusion, LocalNCC
 from medinr.methods import ConditionedRegistration, PairRegistration, load_method
-from medinr.methods.base import RegistrationMethod, robust_window, windowed
+from medinr.methods.base import RegistrationMethod
+from medinr.methods.levels import robust_window, windowed
 from medinr.sampling import PointSampler
 from medinr.space import Domain, Image, transform_points
 from tests.medinr import pairs

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medinr.methods.base import robust_window
+from medinr.methods.levels import robust_window
 from medinr.space import Domain, Image, transform_points
 from medinr.start import affine_matrix, centre_of_mass, find_start, rotation
 from tests.medinr import pairs
