@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medinr.precision import product
 from medinr.types import Directions, Features, Pairs
 
 Pair = tuple[int, int]
@@ -131,9 +132,13 @@ def probe(x: Features, generator: torch.Generator | None = None) -> Jet:
     return Jet(torch.cat((x[None], d)), 2, PROBE_PAIRS, basis=False)
 
 
-def linear(jet: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
-    """Affine layer: weight [out, in] on all channels in one product, bias [out] on the value only."""
-    channels = F.linear(jet.channels, weight)
+def linear(jet: Jet, weight: Tensor, bias: Tensor | None = None, hidden: bool = False) -> Jet:
+    """Affine layer: weight [out, in] on all channels in one product, bias [out] on the value only.
+
+    ``hidden``: from one hidden layer to the next. Mixed precision (`medinr.precision`) rounds the factors of such
+    products, unless the jet carries second derivatives; all else is computed in the type of the jet.
+    """
+    channels = product(jet.channels, weight, hidden and jet.order < 2)
     if bias is not None:
         channels = _AddToValue.apply(channels, bias)  # type: ignore[no-untyped-call]
     return replace(jet, channels=channels)

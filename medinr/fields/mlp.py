@@ -72,8 +72,8 @@ class MLP(Field):
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         _, rule = ACTIVATIONS[self.activation]
-        for layer in self.layers:
-            jet = jets.activate(jets.linear(jet, layer.weight, layer.bias), rule)  # type: ignore[arg-type]
+        for i, layer in enumerate(self.layers):
+            jet = jets.activate(jets.linear(jet, layer.weight, layer.bias, hidden=i > 0), rule)  # type: ignore[arg-type]
         return jets.linear(jet, self.head.weight, self.head.bias)
 
 

@@ -71,8 +71,8 @@ class SIREN(Field):
         return out
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
-        for weight, bias in self.scaled():
-            jet = jets.sine(jets.linear(jet, weight, bias))
+        for i, (weight, bias) in enumerate(self.scaled()):
+            jet = jets.sine(jets.linear(jet, weight, bias, hidden=i > 0))
         return jets.linear(jet, self.head.weight, self.head.bias)
 
 
@@ -175,6 +175,6 @@ class HarmonizedSIREN(SIREN):
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         *layers, (weight, bias) = self.modulated(context)
-        for w, b in layers:
-            jet = jets.sine(jets.linear(jet, w, b))
+        for i, (w, b) in enumerate(layers):
+            jet = jets.sine(jets.linear(jet, w, b, hidden=i > 0))
         return jets.linear(jet, weight, bias)

@@ -18,16 +18,24 @@ from medinr.io import atomic_path
 from medinr.losses import Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
 from medinr.methods.mixins import INRMixin, RegularizerMixin
+from medinr.precision import full, mixed
+from medinr.ranks import any_rank, rank, share
 from medinr.results import Evaluation, evaluate, landmark_metrics
 from medinr.sampling import PointSampler
 from medinr.space import Domain
 from medinr.types import Points, Scalar
+
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.LightningModule):
     """Fits a map to one pair of images.
 
     A subclass says what its loss is (`objective`) and at which condition its result is read (`context`).
+
+    With ``trainer.precision: bf16-mixed`` products between hidden layers are rounded to bfloat16 in training, all else
+    is float32 (`medinr.precision`). With several processes each draws its share of the points from a random stream of
+    its own, and the losses are those of all points together (`medinr.ranks`); metrics are computed by each.
 
     Args:
         field: the displacement (or a map), in normalised coordinates.
@@ -194,13 +202,13 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
     def _log(self, values: dict[str, Tensor], **how: Any) -> None:
         if self._trainer is not None and self.global_step % self._log_every == 0:
-            self.log_dict(values, **how)
+            self.log_dict(values, sync_dist=True, **how)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x = self.sampler(self.points, self.device)
-        terms = self.objective(x)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
+        with mixed(self.device.type):
+            terms = self.objective(self.sampler(share(self.points), self.device))
+            loss = torch.stack(list(terms.values())).sum()
+        if any_rank(not bool(torch.isfinite(loss)), self.device):  # all stop, or those who go on wait for ever
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr: {self.lr}) "
                 "or look for invalid intensities"
@@ -236,22 +244,24 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """TRE where landmarks are known (cheap: no image is warped)."""
         assert self.pair is not None
-        found = landmark_metrics(self.transform(), self.pair)
-        self.log_dict({k: v for k, v in found.items() if k != "tre/mean"}, batch_size=1)
+        with full(self.device.type):
+            found = landmark_metrics(self.transform(), self.pair)
+        self.log_dict({k: v for k, v in found.items() if k != "tre/mean"}, batch_size=1, sync_dist=True)
         if found:
-            self.log("tre/mean", found["tre/mean"], prog_bar=True, batch_size=1)
+            self.log("tre/mean", found["tre/mean"], prog_bar=True, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Every metric on the whole fixed grid."""
         evaluation = self.predict_step(batch, batch_idx)
-        self.log_dict(evaluation.metrics, batch_size=1)
+        self.log_dict(evaluation.metrics, batch_size=1, sync_dist=True)
         return {"evaluation": evaluation}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Evaluation:
         """The transform on the whole fixed grid; a callback writes it."""
         assert self.pair is not None
-        self.settle()
-        return evaluate(self.transform(), self.pair)
+        with full(self.device.type):
+            self.settle()
+            return evaluate(self.transform(), self.pair)
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------
 
@@ -261,11 +271,18 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
             self.attach(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}: coordinates and "
+                "second derivatives need float32, and float16 has too small a range for derivatives"
+            )
         pair = self.pair or self.trainer.datamodule.pair  # type: ignore[attr-defined]
         self.cover(pair.domain)  # the parameters must exist before the optimizer takes them
 
     def on_fit_start(self) -> None:
         self._ready()
+        if rank():  # weights are rank 0's; from here on each rank draws numbers of its own
+            torch.manual_seed(torch.initial_seed() + rank())
 
     def on_validation_start(self) -> None:
         self._ready()
