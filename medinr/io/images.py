@@ -31,15 +31,16 @@ ImageLike = str | Path | SpatialImage | Image
 
 
 def read_image(path: str | Path) -> Image:
-    """Read a 3-D scan: float32 [1, X, Y, Z] with its domain.
+    """Read a 3-D scan, or a 2-D image as a single slice: float32 [1, X, Y, Z] with its domain.
 
     ``path`` is a NIfTI, MetaImage or NRRD file, a folder with one DICOM series, or one slice of the series that is
     meant. Intensity scaling (scl_slope and scl_inter, rescale slope and intercept) is applied; the affine of NIfTI is
-    nibabel's best one (sform, else qform). A trailing axis of one is dropped.
+    nibabel's best one (sform, else qform). A fourth axis of one is dropped; a longer one is an error (see
+    `medinr.io.read_channels`).
 
     Raises:
-        UserError: missing, empty, truncated or unreadable file; not 3-D; NaN or infinite voxels; a constant image; a
-            singular affine.
+        UserError: missing, empty, truncated or unreadable file; more than three axes; NaN or infinite voxels; a
+            constant image; a singular affine.
     """
     values, domain = _read_array(path)
     return _checked_image(values, domain, str(path))
@@ -181,7 +182,8 @@ def _read_array(path: str | Path) -> tuple[NDArray[Any], Domain]:
     suffix = suffix_of(file)
     if suffix in NIFTI_SUFFIXES:
         image = load_nifti(file)
-        return _volume(nifti_values(image, str(file)), str(file)), checked_domain(image.shape, image.affine, str(file))
+        values = _volume(nifti_values(image, str(file)), str(file))
+        return values, checked_domain(values.shape, image.affine, str(file))
     if suffix in ITK_SUFFIXES:
         return _from_sitk(load_sitk(file), str(file))
     raise UserError(
@@ -237,12 +239,14 @@ def _from_sitk(image: Any, name: str) -> tuple[NDArray[Any], Domain]:
 
 
 def _volume(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """Three axes, or a UserError; trailing axes of one are dropped."""
+    """Three axes, or a UserError; further axes of one are dropped, and a 2-D image becomes a single slice."""
     shape = values.shape
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
+    if values.ndim == 2:
+        values = values[..., None]
     if values.ndim != 3:
-        advice = "give one volume of it" if values.ndim > 3 else "give a volume"
+        advice = "give one volume of it, or --multichannel if it holds channels" if values.ndim > 3 else "give a volume"
         raise UserError(f"{name}: expected a 3-D image, found {len(shape)}-D of shape {tuple(shape)}; {advice}")
     return values
 
@@ -278,7 +282,8 @@ def _array_of(source: Any) -> tuple[NDArray[Any], Domain | None, str]:
         return _volume(_numpy(source.data[0]), source.source or "image"), source.domain, source.source or "image"
     if isinstance(source, SpatialImage):
         name = str(source.get_filename() or "nibabel image")
-        return _volume(nifti_values(source, name), name), checked_domain(source.shape, source.affine, name), name
+        values = _volume(nifti_values(source, name), name)
+        return values, checked_domain(values.shape, source.affine, name), name
     if type(source).__module__.startswith("SimpleITK"):
         return *_from_sitk(source, "SimpleITK image"), "SimpleITK image"
     if isinstance(source, Tensor | np.ndarray):

@@ -130,7 +130,6 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no suffix": ("scan", lambda p: p.write_text("x"), "no suffix"),
     "truncated mha": ("a.mha", lambda p: p.write_text("ObjectType = Image\n"), "cannot be read"),
     "4-D": ("a.nii", lambda p: save(p, values((4, 5, 6, 2))), r"4-D of shape \(4, 5, 6, 2\)"),
-    "2-D": ("a.nii", lambda p: save(p, values((4, 5))), r"2-D of shape \(4, 5\)"),
     "NaN": ("a.nii", lambda p: save(p, with_nan(values())), "1 of 5940 that are NaN"),
     "constant": ("a.nii", lambda p: save(p, np.full((4, 5, 6), 7.0, np.float32)), "constant 7"),
     "colour": ("a.nii", lambda p: save(p, rgb((4, 5, 6))), "one real number"),
