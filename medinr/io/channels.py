@@ -44,8 +44,8 @@ def stack_channels(images: Sequence[Image]) -> Image:
     for image in images[1:]:
         if not image.domain.same_grid(first.domain, tolerance_mm=max(0.01 * min(first.domain.spacing), 1e-3)):
             raise UserError(
-                f"{image.source}: expected the grid of the first channel {first.source}, shape {first.domain.shape} and "
-                f"the same affine, found shape {image.domain.shape}; resample the channels onto one grid"
+                f"{image.source}: expected the grid of the first channel {first.source}, shape {first.domain.shape}, "
+                f"found shape {image.domain.shape} or another affine; resample the channels onto one grid"
             )
     return Image(torch.cat([image.data for image in images]), first.domain, first.source)
 
