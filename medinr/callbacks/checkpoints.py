@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from medinr.callbacks.runs import FINISHED, LAST
 from medinr.errors import UserError
+from medinr.ranks import gather, rank
 from medinr.space import Domain
 
 
@@ -40,16 +41,22 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 class RandomStates(Callback):
-    """Keeps the random states in every checkpoint; a continued fit draws what an unbroken one would have drawn."""
+    """Keeps the random states in every checkpoint; a continued fit draws what an unbroken one would have drawn.
+
+    Each process draws points of its own, so the states of all are kept; all must save at the same time, as Lightning's
+    `save_checkpoint` does.
+    """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return random_states()
+        return {"ranks": gather(random_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        states = state_dict["ranks"]
+        # With more processes than before, the new ones keep the stream that they were given.
+        self._restored = states[rank()] if rank() < len(states) else None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Not before: making the data loader's iterator draws a number, too, once in each process.

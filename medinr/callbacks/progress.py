@@ -107,7 +107,9 @@ class Costs(Callback):
             "costs/seconds": time.perf_counter() - self._begin,
             "costs/memory_mb": peak_memory_mb(pl_module.device),
         }
-        pl_module.log_dict({name: value for name, value in costs.items() if value is not None})
+        # Of several processes, the largest.
+        found = {k: v for k, v in costs.items() if v is not None}
+        pl_module.log_dict(found, sync_dist=True, reduce_fx="max")
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

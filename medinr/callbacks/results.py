@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from medinr.data.pair import Pair
+from medinr.fields import Transform
+from medinr.ranks import gather
 from medinr.results import Evaluation, evaluate, save_picture, write_results
 from medinr.space import Domain, Image
 
@@ -67,7 +69,7 @@ class Preview(Callback):
         self.run, self.times, self.voxels = Path(run), times, voxels
 
     def due(self, trainer: lightning.Trainer) -> bool:
-        if not trainer.is_global_zero or trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or not trainer.training:
             return False
         total, length = trainer.estimated_stepping_batches, trainer.num_training_batches
         if total == float("inf") or not length:
@@ -79,15 +81,20 @@ class Preview(Callback):
         pair, transform = getattr(pl_module, "pair", None), getattr(pl_module, "transform", None)
         if not isinstance(pair, Pair) or transform is None or not self.due(trainer):
             return
+        found = self._look(trainer, pair, transform()) if trainer.is_global_zero else {}
+        pl_module.log_dict(gather(found)[0], sync_dist=True)
+
+    def _look(self, trainer: lightning.Trainer, pair: Pair, transform: Transform) -> dict[str, float]:
+        """Draw and log the picture; returns the metrics."""
         path = self.run / "figures" / f"step-{trainer.global_step:06d}.png"
         if path.exists():  # Lightning ends the epoch of the checkpoint once more when a fit is continued
-            return
+            return {}
         few = thinned(pair.to("cpu"), self.voxels)
         with torch.random.fork_rng(devices=[]):  # looking must not change what the fit draws next
-            evaluation = evaluate(transform(), few)
-        pl_module.log_dict({k: v for k, v in evaluation.metrics.items() if not k.startswith("tre/")})
+            evaluation = evaluate(transform, few)
         save_picture(path, evaluation, few, f"{pair.name}, step {trainer.global_step}")
         log_pictures(trainer, {"registration": path})
+        return {k: v for k, v in evaluation.metrics.items() if not k.startswith("tre/")}
 
 
 class ResultWriter(Callback):

@@ -37,6 +37,7 @@ from medinr.commands import help_formatter
 from medinr.commands.messages import explain, one_line
 from medinr.errors import UserError
 from medinr.methods import RegistrationMethod
+from medinr.ranks import is_first
 from medinr.results import summary
 
 DEFAULTS = Path(medinr.__file__).parent / "defaults.yaml"
@@ -83,6 +84,7 @@ class Place:
     run: Path = Path()
     results: Path = Path()
     made: bool = False
+    first: bool = True  # rank 0 of several processes, or the only one: it alone writes and speaks
     offline: str | None = None
 
     def discard(self) -> None:
@@ -185,6 +187,8 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
         text = self.resolved()
         config = runs.load_yaml(text)
+        place = self.place
+        place.first = not several_processes(given) or is_first()
         checkpoint, run = self._find(config)
         resumed = None
         if checkpoint is not None:
@@ -194,10 +198,9 @@ class ExperimentCLI(LightningCLI):
                 check_grid(checkpoint, content, self.datamodule.domain)
             resumed = int(content.get("global_step", 0)) if self.command == "fit" else None
             self._set("ckpt_path", str(checkpoint))
-        place = self.place
-        place.run, place.made = run or self._new_run(), run is None
+        place.run, place.made = run or self._new_run(), run is None and place.first
         written = runs.CONFIG
-        if place.made or self.command != "fit":
+        if place.first and (place.made or self.command != "fit"):
             written = runs.write_config(place.run, text, "config" if place.made else f"config.{self.command}").name
         metrics = "metrics.csv" if self.command == "fit" else f"{self.command}/metrics.csv"
         place.results = Path(self.value("out") or place.run / "results")
@@ -243,10 +246,12 @@ class ExperimentCLI(LightningCLI):
         return run / runs.LAST, run
 
     def _new_run(self) -> Path:
-        # Lightning starts the other ranks as copies of this command: they must not make folders of their own.
-        if "LOCAL_RANK" in os.environ and "MEDINR_RUN" in os.environ:
-            return Path(os.environ["MEDINR_RUN"])
-        run = runs.new_run(Path(self.value("runs")), self.experiment)
+        root = Path(self.value("runs"))
+        if not self.place.first:
+            # Lightning starts the other ranks as copies of this command, which read the variable. Those that torchrun
+            # or srun starts do not know rank 0's folder, nor need to: they write nothing.
+            return Path(os.environ.get("MEDINR_RUN", root / self.experiment))
+        run = runs.new_run(root, self.experiment)
         os.environ["MEDINR_RUN"] = str(run)
         return run
 
@@ -269,6 +274,13 @@ class ExperimentCLI(LightningCLI):
         elif self.command in ("test", "predict"):
             found.append(ResultWriter(self.place.results))
         return found
+
+
+def several_processes(trainer: Mapping[str, Any]) -> bool:
+    """Whether these settings of the trainer may start, or join, more than one process."""
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+    alone = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
+    return not alone or nodes > 1
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -304,6 +316,10 @@ def main(command: str, args: list[str]) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own handler ends the process with code 1
             raise KeyboardInterrupt from None
         raise
+    except UserError:
+        if place.first:
+            raise
+        return 2  # rank 0 met the same mistake, and says so
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(str(error))}") from error
     finally:
