@@ -3,26 +3,48 @@
 A point similarity compares values [N] of the two images. A patch similarity compares small patches [N, P] around each
 point; it names the patch's offsets, and the method samples the moving patch at phi(x) + J_phi(x) d, so that one
 evaluation of the field serves the whole patch (extrapolated patches).
+
+With several processes each has its share of the points. Where a similarity is no plain mean over points (NCC, or a mean
+weighted by the overlap) the mean of the shares' values would be another number than that of all points: two halves with
+their own mean intensities hide what differs between them. Sums go over all processes instead (`medinr.ranks`), so that
+value and gradient are those of one process with all points.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from medinr.configured import Configured
+from medinr.ranks import sum_over_ranks
 from medinr.sampling import patch_offsets
 from medinr.types import Samples, Scalar
 
 
-def ncc(fixed: Tensor, moved: Tensor, mask: Tensor | None = None, floor: float = 1e-6) -> Tensor:
-    """Normalised cross-correlation along the last axis; ``mask`` holds weights; ``floor`` adds to both variances."""
+def ncc(fixed: Tensor, moved: Tensor, mask: Tensor | None = None, floor: float = 1e-6, pooled: bool = False) -> Tensor:
+    """Normalised cross-correlation along the last axis; ``mask`` holds weights; ``floor`` adds to both variances.
+
+    ``pooled``: the axis goes on in the other processes of the fit, and the sums are taken over all of them.
+    """
+
+    def total(*terms: Tensor) -> Sequence[Tensor]:
+        sums = [t.sum(-1, keepdim=True) for t in terms]
+        return sum_over_ranks(torch.stack(sums)).unbind() if pooled else sums
+
     weight = torch.ones_like(moved) if mask is None else mask.to(moved.dtype)
-    total = weight.sum(-1, keepdim=True).clamp(min=1e-6)
-    a = fixed - (weight * fixed).sum(-1, keepdim=True) / total
-    b = moved - (weight * moved).sum(-1, keepdim=True) / total
+    n, sum_fixed, sum_moved = total(weight, weight * fixed, weight * moved)
+    n = n.clamp(min=1e-6)
+    a, b = fixed - sum_fixed / n, moved - sum_moved / n
     wa = weight * a
-    covariance = (wa * b).sum(-1) / total[..., 0]
-    variances = ((wa * a).sum(-1) / total[..., 0] + floor) * ((weight * b * b).sum(-1) / total[..., 0] + floor)
-    return covariance / variances.sqrt()
+    ab, aa, bb = ((s / n)[..., 0] for s in total(wa * b, wa * a, weight * b * b))
+    return ab / ((aa + floor) * (bb + floor)).sqrt()
+
+
+def weighted_mean(values: Tensor, weight: Tensor, least: float = 1e-6) -> Scalar:
+    """sum(w v) / max(sum(w), least) over the points of all processes of the fit."""
+    top, bottom = sum_over_ranks(torch.stack(((weight * values).sum(), weight.sum())))
+    mean: Scalar = top / bottom.clamp(min=least)
+    return mean
 
 
 class Similarity(Configured, nn.Module):
@@ -40,7 +62,7 @@ class NCC(Similarity):
     """1 - normalised cross-correlation over all points of the batch (IDIR; Wolterink et al., MIDL 2022)."""
 
     def forward(self, fixed: Samples, moved: Samples, mask: Samples | None = None) -> Scalar:
-        return 1 - ncc(fixed, moved, mask)
+        return 1 - ncc(fixed, moved, mask, pooled=True)
 
 
 class MSE(Similarity):
@@ -50,8 +72,7 @@ class MSE(Similarity):
         square = (fixed - moved) ** 2
         if mask is None:
             return square.mean()
-        weight = mask.to(square.dtype)
-        return (weight * square).sum() / weight.sum().clamp(min=1)
+        return weighted_mean(square, mask.to(square.dtype), 1)
 
 
 class LocalNCC(Similarity):
@@ -81,5 +102,4 @@ class LocalNCC(Similarity):
         if mask is None:
             return 1 - local.mean()
         # A patch counts by the share of it that lies inside both images.
-        weight = mask.to(local.dtype).mean(-1)
-        return 1 - (weight * local).sum() / weight.sum().clamp(min=1e-6)
+        return 1 - weighted_mean(local, mask.to(local.dtype).mean(-1))
