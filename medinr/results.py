@@ -42,7 +42,8 @@ def resample(image: Image, domain: Domain, displacement: Tensor) -> Volume:
     world = transform_points(domain.voxel_to_world, domain.voxels().double()) + displacement.reshape(-1, 3).double()
     voxels = transform_points(image.domain.world_to_voxel, world).float()
     values = interpolate(image.data.cpu(), voxels)
-    values = torch.where(image.domain.contains_voxels(voxels), values, image.data.min().cpu())
+    lowest = image.data.flatten(1).amin(1).cpu()[:, None]
+    values = torch.where(image.domain.contains_voxels(voxels), values, lowest)
     return values.reshape(-1, *domain.shape)
 
 
@@ -83,13 +84,6 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
 
     region = torch.ones(domain.shape, dtype=torch.bool) if mask is None else mask
     length = dense.displacement.norm(dim=-1)[region]
-    fixed = pair.fixed.data
-    low, high = torch.quantile(fixed.flatten()[:: max(1, fixed.numel() // 1_000_000)], torch.tensor([0.005, 0.995]))
-    scale = max((high - low).item(), 1e-12)
-
-    def clip(volume: Volume) -> Volume:
-        return volume.clamp(low, high)
-
     found = landmark_metrics(transform, pair)
     written = metrics.finite_difference_jacobian(dense.displacement, domain)
     found |= {
@@ -102,13 +96,36 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
         "displacement/max_mm": length.max().item(),
         "displacement/lattice_error_mm": dense.error_mm,
         "start/log_det": torch.linalg.det(transform.start[:3, :3]).abs().log().item(),
-        "image/rms_before": metrics.rms_difference(clip(start), clip(fixed), region),
-        "image/rms": metrics.rms_difference(clip(warped), clip(fixed), region),
-        "image/psnr": metrics.psnr(clip(warped), clip(fixed), scale, region),
-        "image/ssim": metrics.ssim(clip(warped), clip(fixed), scale),
     }
+    compared = region if pair.fixed_exclude is None else region & ~pair.fixed_exclude
+    found |= image_metrics(pair.fixed.data, start, warped, compared)
     found |= _overlaps(pair, domain, dense.displacement, affine)
     return Evaluation(warped, start, dense.displacement, dense.det, found)
+
+
+def image_metrics(fixed: Volume, start: Volume, warped: Volume, region: Tensor) -> dict[str, float]:
+    """Intensity differences of the moving image from the fixed one, in the fixed image's window: means over channels.
+
+    Args:
+        fixed: fixed image [C, X, Y, Z].
+        start, warped: moving image on its grid before and after.
+        region: where they are compared, bool [X, Y, Z] (SSIM: everywhere).
+    """
+    rows = []
+    for f, s, w in zip(fixed, start, warped, strict=True):
+        some = f.flatten()[:: max(1, f.numel() // 1_000_000)]
+        low, high = torch.quantile(some, torch.tensor([0.005, 0.995])).tolist()
+        scale = max(high - low, 1e-12)
+        f, s, w = (v.clamp(low, high) for v in (f, s, w))
+        rows.append(
+            {
+                "image/rms_before": metrics.rms_difference(s, f, region),
+                "image/rms": metrics.rms_difference(w, f, region),
+                "image/psnr": metrics.psnr(w, f, scale, region),
+                "image/ssim": metrics.ssim(w, f, scale),
+            }
+        )
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _overlaps(pair: Pair, domain: Domain, displacement: Tensor, affine: Tensor) -> dict[str, float]:
@@ -163,10 +180,13 @@ def _write_all(
 ) -> list[Path]:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     domain, transform = pair.domain, method.transform()
-    io.write_image(out / "warped.nii.gz", evaluation.warped[0].float(), domain)
+    # One file a channel: a 4-D file would be taken for a time series.
+    warped = [out / f"warped{f'_channel{c + 1}' if c else ''}.nii.gz" for c in range(len(evaluation.warped))]
+    for path, channel in zip(warped, evaluation.warped, strict=True):
+        io.write_image(path, channel.float(), domain)
     io.write_displacement(out / "displacement.nii.gz", evaluation.displacement, domain)
     io.write_image(out / "jacobian_determinant.nii.gz", evaluation.det.float(), domain)
-    files = [out / f"{n}.nii.gz" for n in ("warped", "displacement", "jacobian_determinant")]
+    files = [*warped, out / "displacement.nii.gz", out / "jacobian_determinant.nii.gz"]
     if pair.moving_labels is not None:
         carried = resample_labels(pair.moving_labels, pair.moving.domain, domain, evaluation.displacement)
         io.write_image(out / "warped_labels.nii.gz", carried, domain)

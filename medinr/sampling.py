@@ -84,25 +84,26 @@ def informative(volume: Volume, domain: Domain, reach_mm: float, contrast: float
         contrast: smaller differences count as none.
     """
     blocks = [min(n, max(1, int(reach_mm / 3 / s))) for n, s in zip(domain.shape, domain.spacing, strict=True)]
-    high, low = (F.max_pool3d(v, blocks, ceil_mode=True) for v in (volume[:, None], -volume[:, None]))
-    for axis, (block, step) in enumerate(zip(blocks, domain.spacing, strict=True)):
-        radius = min(max(1, math.ceil(reach_mm / step / block)), high.shape[2 + axis] - 1)
+    high, low = (F.max_pool3d(v, blocks, ceil_mode=True) for v in (volume, -volume))
+    for axis, (block, step) in enumerate(zip(blocks, domain.spacing, strict=True), start=1):
+        radius = min(max(1, math.ceil(reach_mm / step / block)), high.shape[axis] - 1)
         high, low = _grown(high, axis, radius), _grown(low, axis, radius)
-    varies = (high + low > contrast).any(0)[0]
+    varies = (high + low > contrast).any(0)
     for axis, (block, n) in enumerate(zip(blocks, domain.shape, strict=True)):
         varies = varies.repeat_interleave(block, dim=axis).narrow(axis, 0, n)
     return varies
 
 
 def _grown(volume: Tensor, axis: int, radius: int) -> Tensor:
-    """Maximum over +-radius voxels along one axis of [C, 1, X, Y, Z]; the cost grows with log(radius)."""
-    done = 0
+    """Maximum over +-radius voxels along one axis; the cost grows with log(radius)."""
+    n, done = volume.shape[axis], 0
     while done < radius:
         step = min(radius - done, 2 * done + 1)
-        kernel, padding, dilation = [1, 1, 1], [0, 0, 0], [1, 1, 1]
-        kernel[axis], padding[axis], dilation[axis] = 3, step, step
-        volume = F.max_pool3d(volume, kernel, stride=1, padding=padding, dilation=dilation)
-        done += step
+        grown = volume.clone()
+        for into, source in ((step, 0), (0, step)):
+            part = grown.narrow(axis, into, n - step)
+            torch.maximum(part, volume.narrow(axis, source, n - step), out=part)
+        volume, done = grown, done + step
     return volume
 
 

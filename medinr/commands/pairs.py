@@ -28,9 +28,14 @@ def make_pair(
     points_space: PointsSpace = "ras",
     fixed_labels: Any = None,
     moving_labels: Any = None,
+    fixed_guides: Any = None,
+    moving_guides: Any = None,
+    fixed_exclude: Any = None,
+    moving_exclude: Any = None,
+    multichannel: bool = False,
 ) -> Pair:
     """A pair from paths, nibabel or SimpleITK images, or `Image`s; the mask ``"lungs"`` is computed from CT in HU."""
-    images = [io.as_image(source) for source in (fixed, moving)]
+    images = [io.as_channels(source, multichannel) for source in (fixed, moving)]
     f, m = images
 
     def mask(source: Any, image: Any) -> Tensor | None:
@@ -55,6 +60,10 @@ def make_pair(
         points(moving_points, m, "moving points"),
         None if fixed_labels is None else io.read_labels(fixed_labels, f.domain),
         None if moving_labels is None else io.read_labels(moving_labels, m.domain),
+        fixed_exclude=mask(fixed_exclude, f),
+        moving_exclude=mask(moving_exclude, m),
+        fixed_guides=points(fixed_guides, f, "fixed guides"),
+        moving_guides=points(moving_guides, m, "moving guides"),
     )
     check_pair(pair)
     if fixed_labels is not None and moving_labels is None:

@@ -27,7 +27,9 @@ PRESETS: dict[str, Preset] = {
 SIMILARITIES: dict[str, type[Similarity]] = {"lncc": LocalNCC, "ncc": NCC, "mse": MSE}
 
 
-def recommended(preset: PresetName = "accurate", similarity: SimilarityName = "lncc") -> PairRegistration:
+def recommended(
+    preset: PresetName = "accurate", similarity: SimilarityName = "lncc", landmark_weight: float = 0.0
+) -> PairRegistration:
     """The method that `register` fits: experiments/idir_dirlab_best.yaml has the same settings.
 
     A SIREN that starts at the identity, local NCC on extrapolated patches, a pyramid of 8, 4, 2 and 0 mm, warm-up and
@@ -44,4 +46,5 @@ def recommended(preset: PresetName = "accurate", similarity: SimilarityName = "l
         warmup=0.05,
         cosine=True,
         use_moving_mask=True,
+        landmark_weight=landmark_weight,
     )

@@ -25,7 +25,7 @@ from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
 from medinr.methods import PairRegistration
-from medinr.methods.levels import robust_window
+from medinr.methods.levels import robust_window, robust_windows, windowed
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
 
@@ -72,6 +72,12 @@ def register(
     points_space: PointsSpace = "ras",
     fixed_labels: Any = None,
     moving_labels: Any = None,
+    fixed_guides: Any = None,
+    moving_guides: Any = None,
+    landmark_weight: float = 10.0,
+    fixed_exclude: Any = None,
+    moving_exclude: Any = None,
+    multichannel: bool = False,
     similarity: SimilarityName = "lncc",
     preset: PresetName = "accurate",
     init: str = "affine",
@@ -85,13 +91,19 @@ def register(
     """Register ``moving`` onto ``fixed``: the function behind the command of the same name.
 
     Args:
-        fixed, moving: path, nibabel or SimpleITK image, or `Image`; grids, orientations, fields of view may differ.
+        fixed, moving: path, nibabel or SimpleITK image, or `Image`; grids, orientations, fields of view may differ. A
+            list of these: the channels of one image, on one grid. 2-D images and single slices move in their plane.
         out: folder for the results (None: nothing is written).
         fixed_mask: where the fixed image counts: a file, an array-like image on the same grid, or ``"lungs"``.
         moving_mask: samples that map outside it carry no weight.
         fixed_points, moving_points: landmarks (CSV ``x,y,z`` or tensor [n, 3]), only to measure the error.
         points_space: of CSV files: ``ras`` or ``lps`` mm, or ``voxel`` (0-based).
         fixed_labels, moving_labels: label volumes: carried along, and compared.
+        fixed_guides, moving_guides: landmarks as above that the registration is to follow; no error is measured there.
+        landmark_weight: how strongly; at 10, a mean distance of 10 mm left counts as much as images that do not
+            correlate at all.
+        fixed_exclude, moving_exclude: masks of regions that are not compared (a lesion); the map stays smooth there.
+        multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
         similarity: ``lncc`` (local NCC on extrapolated patches), ``ncc`` or ``mse``.
         preset: ``fast`` or ``accurate``.
         init: ``none``, ``rigid``, ``affine``, or a text file with the 4 x 4 matrix fixed to moving (RAS mm).
@@ -114,18 +126,21 @@ def register(
         raise UserError(f"--seed: expected a whole number from 0 to 4294967295, got {seed}")
     if init not in STARTS and not Path(init).exists():
         raise UserError(f"--init: expected {', '.join(STARTS)} or a file with a 4 x 4 matrix, got {init}")
+    if landmark_weight < 0:
+        raise UserError(f"--landmark-weight: expected 0 or more, got {landmark_weight}")
     check_device(device)
     if out is not None:
         check_writable(out)
     pair = make_pair(
-        fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels, moving_labels
-    )
+        fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels, moving_labels,
+        fixed_guides, moving_guides, fixed_exclude, moving_exclude, multichannel,
+    )  # fmt: skip
     clock = [time.perf_counter()]
     lightning.seed_everything(seed, verbose=False)
     pair = replace(pair, start=initial(pair, init, seed))
     check_overlap(pair)
     clock.append(time.perf_counter())
-    method = recommended(preset, similarity)
+    method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
     steps = PRESETS[preset].steps
     step = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
@@ -144,8 +159,13 @@ def register(
 def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
     """The start A of a pair by name, or from a file."""
     if init in STARTS:
-        windows = [robust_window(i) for i in (pair.fixed, pair.moving)]
-        return find_start(pair.fixed, pair.moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed)  # type: ignore[arg-type]
+        # Each channel in its own window; the start looks at their mean.
+        fixed, moving = (
+            replace(i, data=windowed(i.data, robust_windows(i))) if len(i.data) > 1 else i
+            for i in (pair.fixed, pair.moving)
+        )
+        windows = [(0.0, 1.0) if len(i.data) > 1 else robust_window(i) for i in (fixed, moving)]
+        return find_start(fixed, moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed)  # type: ignore[arg-type]
     return read_matrix(init)
 
 

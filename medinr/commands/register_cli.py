@@ -21,6 +21,12 @@ def register_parser() -> Any:
     parser.usage = "medinr register FIXED MOVING --out FOLDER [OPTIONS]"
     parser.add_argument("fixed", type=str, help="image whose grid the results are on")
     parser.add_argument("moving", type=str, help="image that is warped onto it")
+    for side in ("fixed", "moving"):
+        parser.add_argument(
+            f"--{side}-channel", action="append", type=str, metavar="FILE",
+            help=f"a further channel of the {side} image, on its grid; once for each",
+        )  # fmt: skip
+    parser.add_argument("--multichannel", action="store_true", help="the last axis of the 4-D images holds channels")
     parser.add_argument("--out", type=str, required=True, help="folder for the results")
 
     fit = parser.add_argument_group("how it is fitted")
@@ -33,6 +39,12 @@ def register_parser() -> Any:
     masks = parser.add_argument_group("what counts")
     masks.add_argument("--fixed-mask", type=str | None, help="where the fixed image counts: a file, or 'lungs' (CT)")
     masks.add_argument("--moving-mask", type=str | None, help="as above, of the moving image")
+
+    for side in ("fixed", "moving"):
+        masks.add_argument(f"--{side}-exclude", type=str | None, help=f"{side} region that is not compared: a lesion")
+    masks.add_argument("--fixed-guides", type=str | None, help="CSV x,y,z of landmarks that the result is to follow")
+    masks.add_argument("--moving-guides", type=str | None, help="CSV of the corresponding moving landmarks")
+    masks.add_argument("--landmark-weight", type=float, default=10.0, help="how strongly it follows them")
 
     measured = parser.add_argument_group("what the result is measured by")
     measured.add_argument("--fixed-points", type=str | None, help="CSV x,y,z of landmarks, to measure the error")
@@ -50,6 +62,10 @@ def register_parser() -> Any:
 def main(args: list[str]) -> int:
     """Parse the command line, register, and say where the results are."""
     options = register_parser().parse_args(args).as_dict()
+    for side in ("fixed", "moving"):
+        channels = options.pop(f"{side}_channel")
+        if channels:
+            options[side] = [options[side], *channels]
     begin = time.perf_counter()
     result = register(**options, progress=True, keep_interrupted=True)
     print(summary(result.metrics))

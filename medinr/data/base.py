@@ -144,7 +144,7 @@ class MedINRDataModule(lightning.LightningDataModule):
 def fingerprint(item: dict[str, Any], transforms: list[Any]) -> str:
     """A name for the outcome of ``transforms`` on ``item``: settings, and size and date of each file."""
     files = []
-    for value in item.values():
+    for value in [v for many in item.values() for v in (many if isinstance(many, list) else [many])]:
         if isinstance(value, str | Path) and os.path.isfile(value):
             stat = os.stat(value)
             files.append((str(value), stat.st_size, stat.st_mtime_ns))

@@ -1,9 +1,10 @@
 """MONAI dictionary transforms that make a pair of images out of file names.
 
-While a sample goes through the pipeline every volume is a float `MetaTensor` [1, X, Y, Z] whose affine (RAS mm) follows
+While a sample goes through the pipeline every volume is a float `MetaTensor` [C, X, Y, Z] whose affine (RAS mm) follows
 it through cropping and resampling; points are RAS mm. The keys are the names of :class:`medinr.data.pair.Pair`'s
-fields: ``fixed``, ``fixed_mask``, ``fixed_points``, ``fixed_labels`` and the same for ``moving``; a key that is missing
-is no error. The last transform leaves plain tensors, which a cache on disk loads without unpickling code.
+fields: ``fixed``, ``fixed_mask``, ``fixed_exclude``, ``fixed_points``, ``fixed_guides``, ``fixed_labels`` and the same
+for ``moving``; a key that is missing is no error. The last transform leaves plain tensors, which a cache on disk loads
+without unpickling code.
 """
 
 from collections.abc import Mapping
@@ -21,18 +22,18 @@ from torch import Tensor
 from medinr.data.lungs import lung_mask
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.io import PointsSpace, check_points_inside, read_image, read_labels, read_mask, read_points
+from medinr.io import PointsSpace, as_channels, check_points_inside, read_labels, read_mask, read_points
 from medinr.space import Domain, Image
 
 SIDES = ("fixed", "moving")
-MASKS = ("fixed_mask", "moving_mask")
+MASKS = ("fixed_mask", "moving_mask", "fixed_exclude", "moving_exclude")
 LABELS = ("fixed_labels", "moving_labels")
-POINTS = ("fixed_points", "moving_points")
+POINTS = ("fixed_points", "moving_points", "fixed_guides", "moving_guides")
 VOLUMES = (*SIDES, *MASKS, *LABELS)
 
 
 def to_meta(values: Tensor, domain: Domain, source: str = "") -> MetaTensor:
-    """A `MetaTensor` [1, X, Y, Z] float32 with the domain's affine and the name of its file."""
+    """A `MetaTensor` [C, X, Y, Z] float32 with the domain's affine and the name of its file."""
     volume = values if values.ndim == 4 else values[None]
     return MetaTensor(volume.float(), affine=domain.voxel_to_world, meta={"source": source})
 
@@ -64,13 +65,14 @@ class Reading(MapTransform):
 
 
 class ReadImaged(Reading):
-    """Read images from the paths under the keys (`medinr.io.read_image`)."""
+    """Read images from the path, or the paths of the channels, under the keys (`medinr.io.as_channels`)."""
 
-    def __init__(self, keys: tuple[str, ...] = SIDES) -> None:
+    def __init__(self, keys: tuple[str, ...] = SIDES, multichannel: bool = False) -> None:
         super().__init__(keys)
+        self.multichannel = multichannel
 
     def one(self, key: str, sample: Mapping[str, Any]) -> MetaTensor:
-        image = read_image(sample[key])
+        image = as_channels(sample[key], self.multichannel)
         return to_meta(image.data, image.domain, image.source or str(sample[key]))
 
 
@@ -136,17 +138,21 @@ class CropToMaskd(Reading):
                 )
             start, stop = mask_box(sample[f"{side}_mask"], self.margin_mm)
             crop = SpatialCrop(roi_start=start, roi_end=stop)
-            for key in (side, f"{side}_mask", f"{side}_labels"):
+            for key in (side, f"{side}_mask", f"{side}_exclude", f"{side}_labels"):
                 if key in sample:
                     sample[key] = crop(sample[key])
-            if f"{side}_points" in sample:
-                domain = domain_of(sample[side])
-                check_points_inside(sample[f"{side}_points"], domain, f"{side} points, margin_mm {self.margin_mm:g}")
+            domain = domain_of(sample[side])
+            for kind in ("points", "guides"):
+                if f"{side}_{kind}" in sample:
+                    name = f"{side} {kind}, margin_mm {self.margin_mm:g}"
+                    check_points_inside(sample[f"{side}_{kind}"], domain, name)
         return sample
 
 
 class Resampled(Reading):
     """Resample volumes to an isotropic spacing: images linearly, masks and labels by nearest neighbour.
+
+    A single slice keeps its thickness.
 
     An image that becomes coarser is smoothed first, with the Gaussian that widens the voxel's half-maximum width from
     the old spacing to the new one, or fine vessels would alias.
@@ -158,15 +164,16 @@ class Resampled(Reading):
 
     def one(self, key: str, sample: Mapping[str, Any]) -> MetaTensor:
         volume = sample[key]
-        pixdim = (self.spacing_mm,) * 3
+        domain = domain_of(volume)
+        pixdim = [s if n == 1 else self.spacing_mm for n, s in zip(domain.shape, domain.spacing, strict=True)]
         if key not in SIDES:
             return _meta(Spacing(pixdim, mode="nearest", padding_mode="border")(volume))
-        factors = [self.spacing_mm / s for s in domain_of(volume).spacing]
+        factors = [p / s for p, s in zip(pixdim, domain.spacing, strict=True)]
         sigmas = [np.sqrt(max(f * f - 1.0, 0.0)) / 2.355 for f in factors]
         if max(sigmas) > 0:
             # Not MONAI's GaussianSmooth: it pads with zeros, and the air around a CT is -1000.
-            smooth = gaussian_filter(volume.as_tensor()[0].numpy(), sigmas, mode="nearest")
-            volume = to_meta(torch.from_numpy(smooth), domain_of(volume), str(volume.meta.get("source", "")))
+            smooth = gaussian_filter(volume.as_tensor().numpy(), (0, *sigmas), mode="nearest")
+            volume = to_meta(torch.from_numpy(smooth), domain, str(volume.meta.get("source", "")))
         return _meta(Spacing(pixdim, mode="bilinear", padding_mode="border")(volume))
 
 
