@@ -5,10 +5,13 @@ comparison.jsonl; run again, it goes on where it stopped.
     python -m tests.benchmarks.comparison --work WORK --tools medinr_fast --split test [--seeds 0,1] [--label v2]
 
 ``--plan`` runs the whole order: all settings on one pair of each kind, then the chosen setting on the other tuning
-pairs, then on the test pairs. Without it: ``--settings`` (``all``, ``chosen`` or names) on ``--pairs`` or ``--split``.
+pairs, then on the test pairs; a rival that is not deterministic runs three times. Without it: ``--settings`` (``all``,
+``chosen`` or names) on ``--pairs`` or ``--split``. A row whose failure is ``error`` is the runner's or the tool's
+breakdown, not a bad result: mend it, delete the row, run again.
 
 How a rival's setting is chosen: for MR the highest Dice on mouse_1, for CT the lowest mean over bspline_10 and
-phantom_1 of TRE / initial TRE; failed runs lose. Only tuning rows are looked at. Our own tools have one setting.
+phantom_1 of TRE / initial TRE; failed runs lose. Only tuning rows are looked at. Published IDIR is treated alike; our
+own presets are one setting each.
 
 Every tool has one thread. Time and memory are those of its whole process, reading and writing included; a run past
 20 minutes counts as failed. All fields are read back from their files by one evaluator (comparison_measure.py). Pairs
@@ -88,12 +91,12 @@ def chosen(rows: list[Row], tool: str, kind: str) -> str:
         return names[0]
 
     def loss(name: str) -> float:
-        found = {r["pair"]: r for r in rows if (r["tool"], r["setting"]) == (tool, name)}
-        if any(p not in found or found[p]["failure"] for p in DECIDING[kind]):
+        found = [r for r in rows if (r["tool"], r["setting"]) == (tool, name) and r["pair"] in DECIDING[kind]]
+        if {r["pair"] for r in found} != set(DECIDING[kind]) or any(r["failure"] for r in found):
             return math.inf
         if kind == "mr":
-            return -statistics.mean(found[p]["dice"] for p in DECIDING[kind])
-        return statistics.mean(found[p]["tre_mean"] / found[p]["tre_initial"] for p in DECIDING[kind])
+            return -statistics.mean(r["dice"] for r in found)
+        return statistics.mean(r["tre_mean"] / r["tre_initial"] for r in found)
 
     return min(names, key=loss)
 
@@ -143,7 +146,7 @@ class Bench:
         if cost.pop("late"):
             row["failure"] = f"time above {LIMIT_SECONDS:.0f} s"
         elif cost["exit"] or not written.exists():
-            row |= {"failure": "error", "log": (scratch / "log").read_text(errors="replace")[-600:]}
+            row |= {"failure": "error", "log": self.shown([(scratch / "log").read_text(errors="replace")[-300:]])}
         else:
             displacement, domain = io.read_displacement(written)
             found = measure(folder, displacement / factor, unscaled(domain, factor))
@@ -161,7 +164,9 @@ class Bench:
     def launch(self, words: list[str], environment: dict[str, str], scratch: Path) -> Row:
         report = scratch / "cost.json"
         launcher = [sys.executable, "-S", "-I", str(Path(__file__).parent / "comparison_launch.py")]
-        path = {"PYTHONPATH": str(ROOT)} if words[0] == sys.executable else {}
+        # Scripts of an environment look for its programs; ours for this repository.
+        own = {"PYTHONPATH": str(ROOT)} if words[0] == sys.executable else {}
+        path = {"PATH": f"{Path(words[0]).parent}{os.pathsep}{os.environ['PATH']}", **own}
         everything = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | tools.ENVIRONMENT | environment | path
         with (scratch / "log").open("w") as log:
             subprocess.run(
@@ -187,10 +192,9 @@ class Bench:
 
     def shown(self, words: list[str]) -> str:
         """The command without this machine's folders."""
-        text = " ".join("'one core'" if w == tools.ONE_CORE else w for w in words)
+        text = " ".join("python" if w == sys.executable else w for w in words).replace(tools.ONE_CORE, "'one core'")
         for path, name in ((self.work, "WORK"), (self.shared, "SHARED"), (self.peers_env, "ENVIRONMENTS")):
             text = text.replace(str(path), name)
-        text = text.replace(sys.executable, "python")
         return text.replace(f"_{os.getpid()}", "")
 
 
@@ -228,7 +232,7 @@ def tasks(given: argparse.Namespace) -> Iterator[Task]:
     for tool, setting, pair in wanted:
         name = chosen(read_rows(given.rows), tool, modality(pair)) if setting == "chosen" else setting
         name = given.label if given.label and tool in tools.OURS else name
-        for seed in map(int, given.seeds.split(",")) if tool in tools.OURS else [0]:
+        for seed in map(int, given.seeds.split(",")) if tool in tools.OURS else range(tools.TOOLS[tool].repeats):
             yield tool, name, pair, seed
 
 
@@ -243,7 +247,7 @@ def main() -> None:
     parser.add_argument("--settings", default="chosen", help="all, chosen, or names")
     parser.add_argument("--pairs", default="", help="names; default: all of the split")
     parser.add_argument("--split", choices=["tuning", "test", "both"], default="both")
-    parser.add_argument("--seeds", default="0", help="of our own tools; the rivals run once")
+    parser.add_argument("--seeds", default="0", help="of our own tools")
     parser.add_argument("--label", default="", help="name of the setting in the rows of our own tools")
     parser.add_argument("--extra", default="", help="further arguments of our own tools' command")
     given = parser.parse_args()

@@ -44,6 +44,8 @@ class Tool:
     environment: str = ""
     packages: tuple[str, ...] = ()
     in_mm: bool = False
+    repeats: int = 1
+    """Runs of a rival whose result is not the same every time and that takes no seed."""
 
 
 RIVALS = {
@@ -56,6 +58,7 @@ RIVALS = {
         "run_greedy.py",
         "peers-env",
         ("picsl_greedy",),
+        repeats=3,  # its NCC adds random noise to the images
     ),
     "plastimatch": Tool(
         {
@@ -103,8 +106,13 @@ RIVALS = {
 OURS = {
     "medinr_fast": Tool({"preset": Setting(("--preset", "fast"))}),
     "medinr_accurate": Tool({"preset": Setting(("--preset", "accurate"))}),
-    "idir_published": Tool({"reduced": Setting()}),
-    "cidir": Tool({"reduced": Setting()}),
+    "idir_published": Tool(
+        {
+            "lr1e-5": Setting(("--lr", "1e-5"), {}, "the released code"),
+            "lr1e-4": Setting(("--lr", "1e-4"), {}, "later work with the same network; fewer steps need it"),
+        }
+    ),
+    "cidir": Tool({"reduced": Setting(("--lr", "1e-4"), {}, "the paper")}),
 }
 TOOLS = RIVALS | OURS
 
@@ -121,8 +129,8 @@ def command(name: str, setting: Setting, files: tuple[Path, Path, Path], folder:
         results = str(files[2].parent / "results")
         words = ["register", fixed, moving, "--out", results, "--init", "none", "--seed", str(seed)]
         return [sys.executable, "-m", "medinr.cli", *words, *setting.arguments, *extra]
-    module = "tests.benchmarks.comparison_inr"
-    return [sys.executable, "-m", module, name, str(folder), out, "--seed", str(seed), *extra]
+    words = [sys.executable, "-m", "tests.benchmarks.comparison_inr", name]
+    return [*words, str(folder), out, "--seed", str(seed), *setting.arguments, *extra]
 
 
 def field_file(name: str, out: Path) -> Path:
