@@ -1,4 +1,4 @@
-"""Landmarks from and to text tables."""
+"""Landmarks from and to text tables and files of Slicer."""
 
 import math
 import re
@@ -9,6 +9,7 @@ import torch
 
 from medinr.errors import UserError
 from medinr.io.files import existing_file, write_text
+from medinr.io.slicer import read_slicer_points, slicer_suffix, write_slicer_points
 from medinr.space import Domain, transform_points
 from medinr.types import Points
 
@@ -21,18 +22,23 @@ _LPS = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
 def read_points(path: str | Path, space: PointsSpace = "ras", domain: Domain | None = None) -> Points:
     """Read landmarks: float64 [n, 3], RAS mm.
 
-    One point a row, separated by commas, tabs or spaces. A first row ``x,y,z`` is optional; with it the columns are
-    found by name, without it the first three count. Further columns, blank rows and rows that start with ``#`` are
-    skipped.
+    Slicer's ``.fcsv`` and ``.mrk.json`` say their own frame, and ``space`` is not asked. All else is a text table: one
+    point a row, separated by commas, tabs or spaces. A first row ``x,y,z`` is optional; with it the columns are found
+    by name, without it the first three count. Further columns, blank rows and rows that start with ``#`` are skipped.
 
     Args:
         path: the table.
         space: what its numbers mean.
-        domain: the image whose voxels are meant; needed for ``space="voxel"`` only.
+        domain: the image whose voxels are meant; needed for ``space="voxel"`` (Slicer: IJK) only.
 
     Raises:
         UserError: missing or empty file; a row with too few columns or with something that is no finite number.
     """
+    if slicer_suffix(path):
+        rows, frame = read_slicer_points(path)
+        if frame == "voxel" and domain is None:
+            raise UserError(f"{path}: expected points in mm, found voxels (IJK) and no image; give its image too")
+        return to_ras(torch.tensor(rows, dtype=torch.float64), frame, domain)  # type: ignore[arg-type]
     file = existing_file(path)
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -56,7 +62,13 @@ def read_points(path: str | Path, space: PointsSpace = "ras", domain: Domain | N
 
 
 def write_points(path: str | Path, points: Points, space: PointsSpace = "ras", domain: Domain | None = None) -> None:
-    """Write RAS mm points [n, 3] as CSV with the header ``x,y,z``, in the chosen space; whole or not at all."""
+    """Write RAS mm points [n, 3]; whole or not at all.
+
+    A name that ends in ``.fcsv`` or ``.mrk.json`` gives a file of Slicer (LPS mm, whatever ``space``), any other a CSV
+    with the header ``x,y,z`` in the chosen space.
+    """
+    if slicer_suffix(path):
+        return write_slicer_points(path, from_ras(points.detach().cpu().double(), "lps").tolist())
     rows = from_ras(points.detach().cpu().double(), space, domain).tolist()
     write_text(path, "x,y,z\n" + "".join(f"{x:.6f},{y:.6f},{z:.6f}\n" for x, y, z in rows))
 
