@@ -3,23 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
 from medinr.data.base import MedINRDataModule
 from medinr.data.pair import Pair
 from medinr.data.transforms import LungMaskd, ReadImaged, ReadOnGridd, ReadPointsd
-from medinr.errors import UserError
-from medinr.io import PointsSpace, existing_file
-from medinr.types import Matrix
+from medinr.io import PointsSpace, existing_source, linear_only, read_start
 
 
 class PairDataModule(MedINRDataModule):
     """Two files, whatever their grids, orientations and fields of view.
 
     Args:
-        fixed: the image whose grid the results are on (NIfTI; MetaImage, NRRD and DICOM with SimpleITK); a list of
-            files on one grid: the channels of the image. A 2-D image is a single slice.
+        fixed: the image whose grid the results are on: NIfTI or, with SimpleITK, MetaImage, NRRD, and a DICOM series by
+            its folder or by one of its slices; a list of files on one grid: the channels of the image. A 2-D image is
+            a single slice.
         moving: the image that is warped onto it, with the same channels.
         fixed_mask: region that counts, on the grid of ``fixed``: a file, or ``auto`` for the lungs of a CT in HU.
         moving_mask: the same on the grid of ``moving``.
@@ -33,7 +29,8 @@ class PairDataModule(MedINRDataModule):
         moving_exclude: the same on the grid of ``moving``.
         fixed_labels: label volume on the grid of ``fixed``. Only for evaluation.
         moving_labels: label volume on the grid of ``moving``; carried along.
-        start: ``none``, or a text file with the 4 x 4 matrix from fixed to moving world (RAS mm).
+        start: ``none``, or a file with a linear transform from fixed to moving world: 4 x 4 numbers (RAS mm), or a
+            transform of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5).
         multichannel: the last axis of the 4-D images holds channels; without it a 4-D image is an error.
     """
 
@@ -90,29 +87,11 @@ class PairDataModule(MedINRDataModule):
 
     def finish(self, pair: Pair) -> Pair:
         pair = super().finish(pair)
-        return pair if self.start == "none" else replace(pair, start=read_matrix(self.start))
+        if self.start == "none":
+            return pair
+        return replace(pair, start=linear_only(read_start(self.start, pair.domain), self.start))
 
 
 def _existing(name: str | list[str]) -> str | list[str]:
     """The file, or the files of the channels, as text; each must be there."""
-    return [str(existing_file(n)) for n in name] if isinstance(name, list) else str(existing_file(name))
-
-
-def read_matrix(path: str) -> Matrix:
-    """A 4 x 4 homogeneous matrix (float64) from a text file of 16 numbers.
-
-    Raises:
-        UserError: no such file, other numbers, or a matrix that cannot be inverted.
-    """
-    file = existing_file(path)
-    try:
-        rows = np.loadtxt(file, dtype=np.float64, delimiter="," if "," in file.read_text() else None)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: expected a text file with a 4 x 4 matrix, found {error}; correct it") from None
-    if rows.shape != (4, 4) or not np.isfinite(rows).all() or not np.allclose(rows[3], [0, 0, 0, 1]):
-        raise UserError(
-            f"{file}: expected a 4 x 4 matrix with the last row 0 0 0 1, found shape {rows.shape}; correct the file"
-        )
-    if abs(np.linalg.det(rows[:3, :3])) < 1e-9:
-        raise UserError(f"{file}: expected an invertible matrix, found determinant 0; correct the file")
-    return torch.from_numpy(rows)
+    return [str(existing_source(n)) for n in name] if isinstance(name, list) else str(existing_source(name))

@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data_modules.pair import read_matrix
+from medinr import io
 from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
 from medinr.commands.checks import check_device, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
@@ -106,7 +106,8 @@ def register(
         multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
         similarity: ``lncc`` (local NCC on extrapolated patches), ``ncc`` or ``mse``.
         preset: ``fast`` or ``accurate``.
-        init: ``none``, ``rigid``, ``affine``, or a text file with the 4 x 4 matrix fixed to moving (RAS mm).
+        init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
+            or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5).
         seed: of weights and points; on a CPU the same seed gives the same result.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         inverse: also write the inverse displacement, on the moving grid.
@@ -125,7 +126,7 @@ def register(
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed: expected a whole number from 0 to 4294967295, got {seed}")
     if init not in STARTS and not Path(init).exists():
-        raise UserError(f"--init: expected {', '.join(STARTS)} or a file with a 4 x 4 matrix, got {init}")
+        raise UserError(f"--init: expected {', '.join(STARTS)} or a file with a transform, got {init}")
     if landmark_weight < 0:
         raise UserError(f"--landmark-weight: expected 0 or more, got {landmark_weight}")
     check_device(device)
@@ -137,7 +138,9 @@ def register(
     )  # fmt: skip
     clock = [time.perf_counter()]
     lightning.seed_everything(seed, verbose=False)
-    pair = replace(pair, start=initial(pair, init, seed))
+    matrix, residual = initial(pair, init, seed)
+    # The method starts at A alone: a residual displacement d of a start phi_0(p) = A(p + d(p)) goes in here.
+    pair = replace(pair, start=io.linear_only((matrix, residual), f"--init {init}"))
     check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
@@ -156,8 +159,8 @@ def register(
     return Result(method.transform(), evaluation, method, pair, seconds, files, step < steps, step)
 
 
-def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
-    """The start A of a pair by name, or from a file."""
+def initial(pair: Pair, init: str, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """The start phi_0(p) = A(p + d(p)) of a pair by name, or from a file (`medinr.io.read_start`); d may be None."""
     if init in STARTS:
         # Each channel in its own window; the start looks at their mean.
         fixed, moving = (
@@ -165,8 +168,8 @@ def initial(pair: Pair, init: str, seed: int = 0) -> Tensor:
             for i in (pair.fixed, pair.moving)
         )
         windows = [(0.0, 1.0) if len(i.data) > 1 else robust_window(i) for i in (fixed, moving)]
-        return find_start(fixed, moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed)  # type: ignore[arg-type]
-    return read_matrix(init)
+        return find_start(fixed, moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed), None  # type: ignore[arg-type]
+    return io.read_start(init, pair.domain)
 
 
 def fit(

@@ -32,7 +32,7 @@ def register_parser() -> Any:
     fit = parser.add_argument_group("how it is fitted")
     fit.add_argument("--preset", choices=list(PRESETS), default="accurate", help="size of network and fit")
     fit.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
-    fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine or a file with a 4 x 4 matrix")
+    fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine, or a file (4 x 4 numbers, .tfm)")
     fit.add_argument("--seed", type=int, default=0, help="of weights and points")
     fit.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
 

@@ -23,7 +23,7 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to.
     """
     target = Path(path)
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    made = _missing(target)
     staged = target / f".{uuid.uuid4().hex}{STAGED}"
     try:
         with _users_fault(target):
@@ -37,9 +37,19 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
         made = []
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        _remove(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that would have to be made for this one to be there, innermost first."""
+    return [f for f in (folder, *folder.parents) if not f.exists()]
+
+
+def _remove(folders: list[Path]) -> None:
+    """Remove those that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -65,13 +75,14 @@ def _users_fault(target: Path) -> Iterator[None]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``, with the same suffixes; it replaces ``path`` when the block ends well.
 
-    Missing folders are made. When the block fails the temporary file is removed and an older file of that name stays
-    as it was.
+    Missing folders are made. When the block fails the temporary file and those folders are removed, and an older file
+    of that name stays as it was.
 
     Raises:
         UserError: the folder cannot be made or written to, or the disk is full.
     """
     target = Path(path)
+    made = _missing(target.parent)
     suffix = "".join(target.suffixes[-2:]) if target.suffix == ".gz" else target.suffix
     temporary = target.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
@@ -79,9 +90,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             os.replace(temporary, target)
+        made = []
     finally:
         if target.parent.is_dir():
             temporary.unlink(missing_ok=True)
+        _remove(made)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -109,3 +122,8 @@ def existing_file(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{file}: expected a readable file, found: {error.strerror}; check the path") from error
     return file
+
+
+def existing_source(path: str | Path) -> Path:
+    """``path`` if an image may be read from it: a folder (of DICOM slices), or an `existing_file`."""
+    return Path(path) if Path(path).is_dir() else existing_file(path)

@@ -148,7 +148,7 @@ def _storage_type(dtype: np.dtype[Any]) -> DTypeLike:
 
 
 def read_domain(source: Any) -> Domain:
-    """The grid of an image; its voxels are not looked at, so a constant image or one of NaN will do.
+    """The grid of an image; its voxels are not looked at, so a constant image, one of NaN or a time series will do.
 
     Args:
         source: what `as_image` accepts.
@@ -170,8 +170,7 @@ def read_domain(source: Any) -> Domain:
     if suffix_of(file) not in NIFTI_SUFFIXES:
         return _read_array(file)[1]
     image = load_nifti(file)
-    empty = np.broadcast_to(np.float32(0), image.shape)
-    return checked_domain(_volume(empty, str(file)).shape, image.affine, str(file))
+    return checked_domain((*image.shape, 1, 1), image.affine, str(file))
 
 
 def _read_array(path: str | Path) -> tuple[NDArray[Any], Domain]:

@@ -10,20 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medinr.errors import UserError
 from medinr.io.files import existing_file, write_text
-from medinr.io.images import NIFTI_SUFFIXES, load_nifti, nifti_values, save_nifti, suffix_of
-from medinr.io.itk import checked_domain
+from medinr.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES, load_nifti, load_sitk, nifti_values, save_nifti, suffix_of
+from medinr.io.itk import checked_domain, image_domain, import_sitk
 from medinr.space import Domain
 
 INTENT_DISPLACEMENT = 1006
 INTENT_VECTOR = 1007
 
 
-def write_displacement(path: str | Path, displacement: Tensor, domain: Domain) -> None:
+def write_displacement(path: str | Path, displacement: Tensor, domain: Domain, note: str = "") -> None:
     """Write a displacement, RAS mm [X, Y, Z, 3] on ``domain``, and its JSON; each is whole or not there.
+
+    ``note`` goes into the JSON: what a reader must know beside the convention.
 
     Raises:
         UserError: a suffix other than .nii or .nii.gz; a folder that cannot be written to; a full disk.
@@ -33,19 +36,23 @@ def write_displacement(path: str | Path, displacement: Tensor, domain: Domain) -
         raise ValueError(f"{path}: expected displacements {(*domain.shape, 3)}, got {values.shape}")
     lps = values * np.array([-1, -1, 1], dtype=np.float32)
     save_nifti(path, lps[:, :, :, None, :], domain, intent="vector")
-    write_text(sidecar_path(path), json.dumps(_convention(domain), indent=2) + "\n")
+    told = _convention(domain) | ({"note": note} if note else {})
+    write_text(sidecar_path(path), json.dumps(told, indent=2) + "\n")
 
 
 def read_displacement(path: str | Path) -> tuple[Tensor, Domain]:
     """Read a displacement: RAS mm [X, Y, Z, 3] (float32) and its domain.
 
-    Intent 1007 (vector) holds LPS mm, as ITK and ANTs write it. Intent 1006 (displacement vector) holds RAS mm: ITK
-    and Slicer flip x and y when they read it.
+    NIfTI (X, Y, Z, 1, 3): intent 1007 (vector) holds LPS mm, as ITK and ANTs write it. Intent 1006 (displacement
+    vector) holds RAS mm: ITK and Slicer flip x and y when they read it. MetaImage and NRRD (plastimatch, elastix):
+    three components a voxel, LPS mm.
 
     Raises:
         UserError: any other shape or intent; values that are not finite; a file that cannot be read.
     """
     file = existing_file(path)
+    if suffix_of(file) in ITK_SUFFIXES:
+        return _vectors(file)
     if suffix_of(file) not in NIFTI_SUFFIXES:
         raise UserError(
             f"{file}: expected a displacement as .nii or .nii.gz, found {file.name}; convert it to 5-D NIfTI"
@@ -63,11 +70,30 @@ def read_displacement(path: str | Path) -> tuple[Tensor, Domain]:
             "frame of its vectors are unknown; set the intent in its header"
         )
     values = np.array(nifti_values(image, str(file))[:, :, :, 0, :], dtype=np.float32, order="C")
+    domain = checked_domain(shape, image.affine, str(file))
+    return _finite_ras(values, intent == INTENT_VECTOR, file), domain
+
+
+def _vectors(file: Path) -> tuple[Tensor, Domain]:
+    """A vector image of ITK: LPS mm."""
+    image = load_sitk(file)
+    found = (image.GetDimension(), image.GetNumberOfComponentsPerPixel())
+    if found != (3, 3):
+        raise UserError(
+            f"{file}: expected displacements, three numbers a voxel of a volume, found {found[0]}-D with {found[1]}; "
+            "give a displacement field in LPS mm"
+        )
+    values = import_sitk(str(file)).GetArrayFromImage(image).transpose(2, 1, 0, 3)
+    return _finite_ras(np.array(values, dtype=np.float32, order="C"), True, file), image_domain(image, str(file))
+
+
+def _finite_ras(values: NDArray[np.float32], lps: bool, file: Path) -> Tensor:
+    """Checked vectors in RAS; changes ``values``."""
     if not np.isfinite(values).all():
         raise UserError(f"{file}: expected finite displacements, found NaN or infinite ones; replace them")
-    if intent == INTENT_VECTOR:
+    if lps:
         values *= np.array([-1, -1, 1], dtype=np.float32)
-    return torch.from_numpy(values), checked_domain(shape, image.affine, str(file))
+    return torch.from_numpy(values)
 
 
 def sidecar_path(path: str | Path) -> Path:
