@@ -158,15 +158,17 @@ def patch_offsets(radius_mm: float, per_side: int = 3) -> Tensor:
     return torch.cartesian_prod(line, line, line)
 
 
-def fitted_offsets(offsets: Tensor, domain: Domain) -> Tensor:
+def fitted_offsets(offsets: Tensor, domain: Domain, distinct: bool = False) -> Tensor:
     """Patch offsets [P, 3] in world mm for an image that may be thinner than the patch.
 
     In a volume they are along the world's axes. Where the image has too few slices for the patch, they are along the
     axes of the image instead, and no longer across the slices than half the distance from the first to the last:
-    patches of a single slice lie in its plane, and those of a few slices do not stick out of them.
+    patches of a single slice lie in its plane, and those of a few slices do not stick out of them. ``distinct`` leaves
+    out offsets that have become equal.
     """
     half = torch.tensor([(n - 1) * s / 2 for n, s in zip(domain.shape, domain.spacing, strict=True)]).to(offsets)
     if bool((offsets.abs().amax(0).max() <= half).all()):
         return offsets
     axes = (domain.voxel_to_world[:3, :3] / torch.tensor(domain.spacing).double()).to(offsets)
-    return offsets.clamp(min=-half, max=half) @ axes.T
+    fitted = offsets.clamp(min=-half, max=half)
+    return (fitted.unique(dim=0) if distinct else fitted) @ axes.T

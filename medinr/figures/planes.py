@@ -41,6 +41,11 @@ PLANES = (
 )
 
 
+def planes_of(domain: Domain) -> tuple[Plane, ...]:
+    """The planes to show of an RAS-ordered grid: all three of a volume, the one that a single slice is."""
+    return tuple(p for p in PLANES if domain.flat_axis in (None, p.normal))
+
+
 class Canonical:
     """The axes of a domain's arrays permuted and flipped so that they run, as nearly as they can, to R, A and S."""
 

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from medinr.figures.files import new_figure
-from medinr.figures.planes import PLANES, Array, Canonical, Inside, Plane, centre_of, view_box
+from medinr.figures.planes import Array, Canonical, Inside, Plane, centre_of, planes_of, view_box
 from medinr.space import Domain
 
 COLUMNS = ("fixed", "moving", "warped", "moving − fixed", "warped − fixed", "deformed grid", "det J")
@@ -31,6 +31,8 @@ def registration_figure(
     title: str = "",
 ) -> Figure:
     """Axial, coronal and sagittal planes of a registration, in radiological orientation and true proportions.
+
+    Of a single slice there is but its own plane.
 
     Columns: fixed, moving, warped (the mask outlined), the differences before and after on one scale, the fixed image
     with the deformed grid phi, and det J about 1 (folded voxels in magenta). Planes go through the centre of the mask.
@@ -56,8 +58,9 @@ def registration_figure(
     limit = float(max(np.quantile(np.abs(before[box]), 0.99), np.quantile(np.abs(after[box]), 0.99), 1e-12))
     spread = _jacobian_spread(d[inside] if inside.any() else d[box])
 
-    figure, axes = _panels(box, spacing, title)
-    for row, plane in zip(axes, PLANES, strict=True):
+    planes = planes_of(turn.domain)
+    figure, axes = _panels(planes, box, spacing, title)
+    for row, plane in zip(axes, planes, strict=True):
         cut = _cutter(plane, centre, box)
         extent = _extent(plane, box, spacing)
         for ax, volume, limits in zip(row, (f, m, w), (window, moving_window, moving_window), strict=False):
@@ -72,8 +75,8 @@ def registration_figure(
         folded = np.ma.masked_where(cut(d) > 0, np.ones_like(cut(d)))
         row[6].imshow(folded.T, origin="lower", extent=extent, cmap=ListedColormap([_FOLDED]), interpolation="nearest")
         _frame(row, plane, extent, turn.domain, centre)
-    _bar(figure, differences[0], axes[2][3], axes[2][4], "difference of intensities")
-    _bar(figure, volume_change, axes[2][6], axes[2][6], "det J  (≤ 0: magenta)")
+    _bar(figure, differences[0], axes[-1][3], axes[-1][4], "difference of intensities")
+    _bar(figure, volume_change, axes[-1][6], axes[-1][6], "det J  (≤ 0: magenta)")
     return figure
 
 
@@ -94,12 +97,14 @@ def _jacobian_spread(det: Array) -> float:
     return float(np.clip(np.quantile(np.abs(det - 1), 0.99), 0.1, 1.0))
 
 
-def _panels(box: tuple[slice, slice, slice], spacing: tuple[float, ...], title: str) -> tuple[Figure, list[list[Axes]]]:
-    """Axes [3][7] without gaps: each row as high as its plane at the common width of the columns."""
+def _panels(
+    planes: tuple[Plane, ...], box: tuple[slice, slice, slice], spacing: tuple[float, ...], title: str
+) -> tuple[Figure, list[list[Axes]]]:
+    """Axes [plane][7] without gaps: each row as high as its plane at the common width of the columns."""
     sides = [(s.stop - s.start) * h for s, h in zip(box, spacing, strict=True)]
     width = (_WIDTH - _LEFT - _RIGHT - (len(COLUMNS) - 1) * _GAP) / len(COLUMNS)
-    scale = min(width / max(sides[p.across] for p in PLANES), 2.2 * width / max(sides[p.up] for p in PLANES))
-    heights = [max(sides[p.up] * scale, 0.8) for p in PLANES]
+    scale = min(width / max(sides[p.across] for p in planes), 2.2 * width / max(sides[p.up] for p in planes))
+    heights = [max(sides[p.up] * scale, 0.8) for p in planes]
     total = _TOP + sum(heights) + 2 * _GAP + _BOTTOM
     figure = new_figure(_WIDTH, total)
     top, axes = total - _TOP, []

@@ -50,6 +50,9 @@ def weighted_mean(values: Tensor, weight: Tensor, least: float = 1e-6) -> Scalar
 class Similarity(Configured, nn.Module):
     """``forward(fixed, moved, mask) -> scalar``, lower is better; values [N] or, with a patch, [N, P]."""
 
+    unordered = False
+    """Whether the samples of a patch may come in any number and order: a patch of one slice has fewer of them."""
+
     def offsets(self, level_mm: float) -> Tensor | None:
         """Patch offsets [P, 3] in mm at a pyramid level (its smoothing in mm), or None for a point similarity."""
         return None
@@ -87,6 +90,8 @@ class LocalNCC(Similarity):
         per_level: the half side grows with the pyramid: radius + per_level * smoothing of the level.
         floor: added to both variances (windowed intensities in [0, 1]): patches with less contrast count less.
     """
+
+    unordered = True
 
     def __init__(self, radius_mm: float = 4.0, per_side: int = 3, per_level: float = 0.5, floor: float = 1e-4) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ class INRMixin:
         source = transform_points(self.domain.normalised_to_voxel, x)
         outside = self._outside(target, transform_points(matrix, x), level)
         if offsets is not None:
-            offsets = fitted_offsets(offsets, self.domain)
+            offsets = fitted_offsets(offsets, self.domain, self.similarity.unordered)
             d = offsets.to(x) @ self.domain.world_to_normalised[:3, :3].to(x).T
             source = source[:, None] + d @ self.domain.normalised_to_voxel[:3, :3].to(x).T
             carried = d + torch.einsum("nci,pi->npc", u.jacobian, d)
