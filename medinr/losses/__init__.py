@@ -1,5 +1,7 @@
 """Similarities and regularizers."""
 
+from medinr.losses.information import NMI
+from medinr.losses.mind import MINDSSC
 from medinr.losses.regularizers import (
     Barrier,
     Bending,
@@ -8,12 +10,15 @@ from medinr.losses.regularizers import (
     Jacobian,
     Regularizer,
     SymmetricJacobian,
+    TotalVariation,
 )
 from medinr.losses.similarities import MSE, NCC, LocalNCC, Similarity
 
 __all__ = [
+    "MINDSSC",
     "MSE",
     "NCC",
+    "NMI",
     "Barrier",
     "Bending",
     "Diffusion",
@@ -23,4 +28,5 @@ __all__ = [
     "Regularizer",
     "Similarity",
     "SymmetricJacobian",
+    "TotalVariation",
 ]

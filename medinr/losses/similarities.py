@@ -41,7 +41,7 @@ def ncc(fixed: Tensor, moved: Tensor, mask: Tensor | None = None, floor: float =
 
 
 def weighted_mean(values: Tensor, weight: Tensor, least: float = 1e-6) -> Scalar:
-    """sum(w v) / max(sum(w), least) over the points of all processes of the fit."""
+    """sum(w v) / max(sum(w), least) over the points of all processes of the fit; values and weights of equal shape."""
     top, bottom = sum_over_ranks(torch.stack(((weight * values).sum(), weight.sum())))
     mean: Scalar = top / bottom.clamp(min=least)
     return mean
@@ -89,21 +89,33 @@ class LocalNCC(Similarity):
         per_side: samples along each side; the centre is one of them if odd.
         per_level: the half side grows with the pyramid: radius + per_level * smoothing of the level.
         floor: added to both variances (windowed intensities in [0, 1]): patches with less contrast count less.
+        signed: False takes the square of the NCC (Avants et al., Med. Image Anal. 12(1), 2008), for which falling
+            brightness agrees as well as rising: images of different contrast, where each patch has one of its own.
     """
 
     unordered = True
 
-    def __init__(self, radius_mm: float = 4.0, per_side: int = 3, per_level: float = 0.5, floor: float = 1e-4) -> None:
+    def __init__(
+        self,
+        radius_mm: float = 4.0,
+        per_side: int = 3,
+        per_level: float = 0.5,
+        floor: float = 1e-4,
+        signed: bool = True,
+    ) -> None:
         super().__init__()
         if per_side < 2:
             raise ValueError(f"per_side: a patch needs at least 2 samples a side, got {per_side}")
         self.radius_mm, self.per_side, self.per_level, self.floor = radius_mm, per_side, per_level, floor
+        self.signed = signed
 
     def offsets(self, level_mm: float) -> Tensor:
         return patch_offsets(self.radius_mm + self.per_level * level_mm, self.per_side)
 
     def forward(self, fixed: Samples, moved: Samples, mask: Samples | None = None) -> Scalar:
         local = ncc(fixed, moved, mask, self.floor)
+        if not self.signed:
+            local = local.square()
         if mask is None:
             return 1 - local.mean()
         # A patch counts by the share of it that lies inside both images.

@@ -19,6 +19,7 @@ from medinr.losses import (
     Jacobian,
     Regularizer,
     SymmetricJacobian,
+    TotalVariation,
     regularizers,
 )
 from medinr.methods.mixins import RegularizerMixin
@@ -78,6 +79,11 @@ NULL_SPACES: dict[str, Row] = {
     "diffusion": Row(
         lambda: Diffusion(1.0), ("identity", "translation"), ("rotation", "affine of det 1", "expansion", "quadratic")
     ),
+    "total variation": Row(
+        lambda: TotalVariation(1.0),
+        ("identity", "translation"),
+        ("rotation", "affine of det 1", "expansion", "quadratic"),
+    ),
     "hyperelastic": Row(
         lambda: Hyperelastic(1.0), ("identity", "translation"), ("rotation", "affine of det 1", "expansion", "folding")
     ),
@@ -128,6 +134,7 @@ KNOWN: dict[str, tuple[Callable[[], Regularizer], str, float]] = {
     ),
     "published: clipped": (lambda: SymmetricJacobian(1.0, published=True), "folding", 0.9**2 / 0.1),
     "diffusion": (lambda: Diffusion(1.0), "expansion", 0.75),
+    "total variation": (lambda: TotalVariation(1.0, eps=0.5), "expansion", 0.5),  # sqrt(3/4 + 1/4) - 1/2
     "hyperelastic": (
         lambda: Hyperelastic(1.0, length=2.0, area=0.5, volume=3.0),
         "expansion",
@@ -245,6 +252,19 @@ def test_the_published_symmetric_jacobian_has_no_gradient_at_folds() -> None:
     assert d.grad is not None and float(d.grad) == 0
 
 
+def test_total_variation_does_not_mind_how_steep_a_step_is() -> None:
+    """tanh(x / w), w = 1/5 and 1/20: the diffusion quadruples, the total variation stays the height of the step."""
+    x = torch.zeros(4001, 3, dtype=torch.float64)
+    x[:, 0] = torch.linspace(-1, 1, 4001)
+    found = {}
+    for width in (0.2, 0.05):
+        jet = analytic_jet(lambda p, w=width: torch.tanh(p[:, :1] / w).expand(-1, 3) / 3**0.5, x, 1)
+        found[width] = [float(Diffusion(1.0)(jet)), float(TotalVariation(1.0, eps=1e-4)(jet))]
+    assert found[0.05][0] / found[0.2][0] == pytest.approx(4, rel=0.02)
+    assert found[0.05][1] == pytest.approx(1, rel=0.01)  # the mean over a length of 2
+    assert found[0.2][1] == pytest.approx(1, rel=0.01)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -261,7 +281,7 @@ def test_probes_are_unbiased(cls: type[Bending] | type[Diffusion]) -> None:
     assert abs(float(draws.mean()) - exact) < 3 * error
 
 
-@pytest.mark.parametrize("cls", [Jacobian, Hyperelastic, SymmetricJacobian, Barrier])
+@pytest.mark.parametrize("cls", [Jacobian, Hyperelastic, SymmetricJacobian, Barrier, TotalVariation])
 def test_probes_on_a_determinant_are_an_error(cls: type[Regularizer]) -> None:
     with pytest.raises((ValueError, TypeError)):
         cls(1.0, directions="probes")
@@ -275,6 +295,8 @@ def test_arguments_are_checked() -> None:
     for fraction in (0.0, -0.1, 1.01):
         with pytest.raises(ValueError, match="share of the points"):
             Bending(1.0, fraction=fraction)
+    with pytest.raises(ValueError, match="eps: expected a strain above 0"):
+        TotalVariation(1.0, eps=0.0)
     with pytest.raises(ValueError, match="no second derivatives"):
         Bending(1.0)(siren_jet(jets.seed(points(), 1)))
     with pytest.raises(ValueError, match="no first derivatives"):
