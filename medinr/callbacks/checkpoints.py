@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from medinr.callbacks.interrupt import StopOnInterrupt
 from medinr.callbacks.runs import FINISHED, LAST
 from medinr.errors import UserError
-from medinr.ranks import gather, rank
+from medinr.ranks import any_rank, gather, rank
 from medinr.space import Domain
 
 
@@ -93,28 +94,83 @@ class ConfigInCheckpoint(Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """``checkpoints/last.ckpt`` after every epoch, whole or not at all; a marker file when the fit is complete.
+    """``checkpoints/last.ckpt``, whole or not at all, after every epoch; a marker file when the fit is complete.
+
+    Ctrl-C (and SIGTERM, which schedulers send before they kill, to a single process) lets the present step finish and
+    keeps its state; a second Ctrl-C ends at once with what was kept before. Of several processes all stop at the same
+    step, within `ASK_EVERY`.
 
     Lightning's `ModelCheckpoint` writes through a temporary file on another file system, so its replacement is not
     atomic. For the best by a metric, add a `ModelCheckpoint` under ``trainer.callbacks``.
+
+    Args:
+        run: the run folder.
+        every_n_steps: also after every so many steps (None: at the end of epochs only).
     """
 
-    def __init__(self, run: Path) -> None:
+    ASK_EVERY = 10
+    """Steps between two questions whether another process was interrupted."""
+
+    def __init__(self, run: Path, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"checkpoint_steps: expected 1 or more, got {every_n_steps}")
         self.path = Path(run) / LAST
         self.finished = Path(run) / FINISHED
+        self.every_n_steps = every_n_steps
+        self._interrupt = StopOnInterrupt()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero:  # a finished run may be continued for more steps
-            self.finished.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            self.finished.unlink(missing_ok=True)  # a finished run may be continued for more steps
+            self._part.unlink(missing_ok=True)  # of a process that was killed while it wrote
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._interrupt.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch or trainer.fit_loop.done:
+            return  # the end of the epoch follows at once
+        step = trainer.global_step
+        asked = trainer.world_size == 1 or step % self.ASK_EVERY == 0
+        interrupted = asked and any_rank(self._interrupt.interrupted, trainer.strategy.root_device)
+        terminated = trainer.world_size == 1 and trainer.received_sigterm  # Lightning stops by itself
+        if interrupted or terminated or (self.every_n_steps is not None and step % self.every_n_steps == 0):
+            self.save(trainer)
+        if interrupted:
+            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        part = self.path.with_suffix(".part")
+        self.save(trainer)
+        if any_rank(self._interrupt.interrupted, trainer.strategy.root_device) and not trainer.fit_loop.done:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._interrupt.__exit__()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, KeyboardInterrupt):  # after Ctrl-C Lightning shuts down undisturbed
+            self._interrupt.__exit__()
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_suffix(".part")
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Write the present state. All processes must call it.
+
+        Raises:
+            UserError: no space, or no right to write; the file of before is left as it is.
+        """
         try:
-            trainer.save_checkpoint(part)
+            trainer.save_checkpoint(self._part)
             if trainer.is_global_zero:
-                os.replace(part, self.path)
+                os.replace(self._part, self.path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -148,6 +204,12 @@ def check_fits(path: Path, checkpoint: Mapping[str, Any], model: torch.nn.Module
     Raises:
         UserError: names the first weight that differs.
     """
+    method = str(checkpoint["medinr"].get("method", {}).get("class_path", "")).rpartition(".")[2]
+    if method != type(model).__name__:
+        raise UserError(
+            f"{path}: it was written by another model than the configuration's: expected {type(model).__name__}, found "
+            f"{method or 'none'}; use the config.yaml of its own run"
+        )
     there = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
     here = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     for name in sorted(set(there) | set(here)):

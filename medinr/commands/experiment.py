@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import data_modules
 import medinr
@@ -34,6 +36,7 @@ from medinr.callbacks import (
 from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid
 from medinr.callbacks.logs import wandb_logger, why_offline
 from medinr.commands import help_formatter
+from medinr.commands.checks import check_writable
 from medinr.commands.messages import explain, one_line
 from medinr.errors import UserError
 from medinr.methods import RegistrationMethod
@@ -46,6 +49,7 @@ OWN_KEYS = (
     "experiment",
     "runs",
     "wandb",
+    "checkpoint_steps",
     "out",
     "config",
     "ckpt_path",
@@ -140,6 +144,9 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder that holds all run folders")
         parser.add_argument("--wandb", type=bool, default=True, help="log to Weights & Biases, offline where need be")
+        parser.add_argument(
+            "--checkpoint_steps", type=int | None, default=None, help="keep the state also after every so many steps"
+        )
         parser.add_argument("--out", type=str | None, default=None, help="folder for test's and predict's results")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -185,6 +192,8 @@ class ExperimentCLI(LightningCLI):
             raise UserError("trainer.default_root_dir: every run has its own folder; choose where with --runs")
         if self.value("out") and self.command not in ("test", "predict"):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
+        if self.value("out"):
+            check_writable(self.value("out"))
         text = self.resolved()
         config = runs.load_yaml(text)
         place = self.place
@@ -219,7 +228,9 @@ class ExperimentCLI(LightningCLI):
                 **kwargs,
             )
         except Exception as error:  # the trainer refuses its settings with errors of many types
-            raise UserError(f"trainer: {one_line(str(error))}") from error
+            device = given.get("accelerator")
+            advice = f"; set trainer.accelerator to auto or cpu, it is {device}" if device not in (None, "auto") else ""
+            raise UserError(f"trainer: {one_line(str(error))}{advice}") from error
 
     def _set(self, key: str, value: Any) -> None:
         for config in (self.config, self.config_init):
@@ -270,7 +281,7 @@ class ExperimentCLI(LightningCLI):
         if self.command == "fit":
             found += [Preview(self.place.run), Costs()]
             if given.get("enable_checkpointing") is not False:
-                found.append(LastCheckpoint(self.place.run))
+                found.append(LastCheckpoint(self.place.run, self.value("checkpoint_steps")))
         elif self.command in ("test", "predict"):
             found.append(ResultWriter(self.place.results))
         return found
@@ -313,7 +324,11 @@ def main(command: str, args: list[str]) -> int:
     try:
         cli = ExperimentCLI(command, args, place)
     except SystemExit as stop:
+        if isinstance(stop, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own handler ends the process with code 1
+            if place.first and (place.run / runs.LAST).exists():
+                print(f"medinr: {place.run} keeps its last state; --ckpt_path last continues it", file=sys.stderr)
             raise KeyboardInterrupt from None
         raise
     except UserError:

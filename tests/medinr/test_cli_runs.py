@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import signal
 import struct
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,57 +12,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter, shift
 
 from medinr import cli
 from medinr.callbacks import runs
+from tests.medinr.tiny_runs import MOTION, start, wait_for, write
 
-ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
-
-TINY = """\
-model:
-  class_path: PairRegistration
-  init_args:
-    field: {class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}
-    similarity: {class_path: LocalNCC}
-    regularizers:
-      barrier: {class_path: Barrier, init_args: {weight: 10}}
-      bending: {class_path: Bending, init_args: {weight: 0.01, directions: probes}}
-    points: 100
-    lr: 1.0e-3
-    warmup: 0.1
-    cosine: true
-data:
-  class_path: PairDataModule
-  init_args:
-    fixed: fixed.nii.gz
-    moving: moving.nii.gz
-    fixed_points: fixed.csv
-    moving_points: moving.csv
-    fixed_labels: fixed_labels.nii.gz
-    moving_labels: moving_labels.nii.gz
-    steps_per_epoch: 10
-trainer: {max_steps: 40, log_every_n_steps: 5}
-"""
-MOTION = (2.0, 1.0, 0.0)
-"""mm: fixed point p lies at p + MOTION in the moving image."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a pair of images, landmarks, labels and tiny.yaml."""
     monkeypatch.chdir(tmp_path)
-    affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    fixed = 100 * gaussian_filter(np.random.default_rng(0).normal(size=(20, 20, 18)), 1.5).astype(np.float32)
-    moving = shift(fixed, [m / 2 for m in MOTION], order=3, mode="nearest")
-    for name, volume in (("fixed", fixed), ("moving", moving)):
-        nib.save(nib.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
-        nib.save(nib.Nifti1Image((volume > 0).astype(np.uint8), affine), tmp_path / f"{name}_labels.nii.gz")
-    points = np.random.default_rng(1).uniform(8, 28, size=(12, 3))
-    np.savetxt(tmp_path / "fixed.csv", points, delimiter=",", header="x,y,z", comments="")
-    np.savetxt(tmp_path / "moving.csv", points + MOTION, delimiter=",", header="x,y,z", comments="")
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    write(tmp_path)
     return tmp_path
 
 
@@ -84,24 +42,6 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def only(folder: Path) -> Path:
     [found] = folder.iterdir()
     return found
-
-
-def environment(**more: str) -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
-
-
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "medinr.cli", *args]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
-
-
-def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not list(folder.glob(pattern)):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.02)
 
 
 def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> None:
