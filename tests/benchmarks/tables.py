@@ -2,8 +2,8 @@
 
     python tests/benchmarks/tables.py --shared ../shared --work /tmp/medinr_tables [--only popi,warp,phantom,cidir,idir]
 
-Every row is a JSON line in tests/benchmarks/rows.jsonl: name, command, wall seconds of the whole command, and the
-metrics that it wrote. Rows that are there are not run again. The phantom is written once into the work folder.
+Every row is a JSON line in tests/benchmarks/rows.jsonl: name, git commit, command, wall seconds of the whole command,
+and the metrics that it wrote. Rows that are there are not run again. The phantom is written once into the work folder.
 """
 
 import argparse
@@ -44,6 +44,19 @@ def medinr(*args: str | Path) -> tuple[str, float]:
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", "medinr.cli", *words], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
     return "medinr " + " ".join(words), round(time.perf_counter() - begin, 1)
+
+
+def commit() -> str | None:
+    """The commit that is measured, with ``+`` where medinr or data_modules differ from it; None outside of git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name, changed = (
+            subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--short", "--", "medinr", "data_modules"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name + ("+" if changed else "")
 
 
 def phantom_root(work: Path) -> Path:
@@ -220,7 +233,7 @@ def main() -> None:
     for name, measure in plan(shared, work):
         if name in done or (wanted and name.split()[0] not in wanted):
             continue
-        row = {"row": name, "machine": machine, "load": round(os.getloadavg()[0], 2), **measure()}
+        row = {"row": name, "commit": commit(), "machine": machine, "load": round(os.getloadavg()[0], 2), **measure()}
         row["command"] = row["command"].replace(str(work), "WORK").replace(str(shared), "SHARED")
         row = {k: round(v, 6) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
         with ROWS.open("a") as file:
