@@ -1,5 +1,6 @@
 """What registrations are judged by: pure functions, and torchmetrics classes that gather them over cases."""
 
+from medinr.metrics.consistency import InverseConsistencyError, PointMap, displaced, inverse_consistency
 from medinr.metrics.intensity import PeakSignalToNoiseRatio, StructuralSimilarity, psnr, rms_difference, ssim
 from medinr.metrics.jacobian import (
     FoldingPercentage,
@@ -7,6 +8,12 @@ from medinr.metrics.jacobian import (
     finite_difference_jacobian,
     folding_percent,
     sdlogj,
+)
+from medinr.metrics.learn2reg import (
+    HausdorffDistance95Learn2Reg,
+    StdLogJacobianLearn2Reg,
+    hd95_learn2reg,
+    sdlogj_learn2reg,
 )
 from medinr.metrics.mean import CaseMean
 from medinr.metrics.overlap import Dice, HausdorffDistance95, dice, hd95
@@ -17,17 +24,25 @@ __all__ = [
     "Dice",
     "FoldingPercentage",
     "HausdorffDistance95",
+    "HausdorffDistance95Learn2Reg",
+    "InverseConsistencyError",
     "PeakSignalToNoiseRatio",
+    "PointMap",
     "StdLogJacobian",
+    "StdLogJacobianLearn2Reg",
     "StructuralSimilarity",
     "TargetRegistrationError",
     "dice",
+    "displaced",
     "finite_difference_jacobian",
     "folding_percent",
     "hd95",
+    "hd95_learn2reg",
+    "inverse_consistency",
     "psnr",
     "rms_difference",
     "sdlogj",
+    "sdlogj_learn2reg",
     "snapped_tre",
     "ssim",
     "tre",

@@ -39,7 +39,7 @@ def hd95(one: Tensor, other: Tensor, domain: Domain, labels: Sequence[int] | Non
     """
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance  # seconds to import
 
-    wanted = [k for k in _names(one, other) if k != 0] if labels is None else labels
+    wanted = [k for k in label_names(one, other) if k != 0] if labels is None else labels
     found: dict[int, float] = {}
     for k in wanted:
         a, b = one == k, other == k
@@ -103,7 +103,7 @@ class HausdorffDistance95(CaseMean):
             self.add(sum(values) / len(values))
 
 
-def _names(one: Tensor, other: Tensor) -> list[int]:
+def label_names(one: Tensor, other: Tensor) -> list[int]:
     """All labels of two volumes, sorted."""
     a, b, names = _ranked(one, other)
     seen = torch.bincount(a, minlength=len(names)) + torch.bincount(b, minlength=len(names))
