@@ -14,8 +14,8 @@ phantom_1 of TRE / initial TRE; failed runs lose. Only tuning rows are looked at
 own presets are one setting each.
 
 Every tool has one thread. Time and memory are those of its whole process, reading and writing included; a run past
-20 minutes counts as failed. All fields are read back from their files by one evaluator (comparison_measure.py). Pairs
-are made by pairs.py; tools and settings are in comparison_tools.py.
+20 minutes of CPU time counts as failed. All fields are read back from their files by one evaluator
+(comparison_measure.py). Pairs are made by pairs.py; tools and settings are in comparison_tools.py.
 """
 
 import argparse
@@ -144,7 +144,7 @@ class Bench:
         }  # fmt: skip
         written = tools.field_file(name, out)
         if cost.pop("late"):
-            row["failure"] = f"time above {LIMIT_SECONDS:.0f} s"
+            row["failure"] = f"time above {LIMIT_SECONDS:.0f} CPU s"
         elif cost["exit"] or not written.exists():
             row |= {"failure": "error", "log": self.shown([(scratch / "log").read_text(errors="replace")[-300:]])}
         else:
