@@ -90,6 +90,7 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
         "folding/percent": folded(transform, domain, dense.det, mask, dense.error_det),
         "folding/written_percent": 100 * (written <= 0)[region].float().mean().item(),
         "folding/sdlogj": metrics.sdlogj(dense.det, mask),
+        **({"folding/sdlogj_learn2reg": metrics.sdlogj_learn2reg(written)} if min(domain.shape) > 4 else {}),
         "folding/det_min": dense.det[region].min().item(),
         "folding/det_max": dense.det[region].max().item(),
         "displacement/mean_mm": length.mean().item(),
