@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import get_loader
 
 from medinr.errors import UserError
+from medinr.io import write_text
 
 CONFIG = "config.yaml"
 FINISHED = "finished"
@@ -117,5 +118,5 @@ def free_name(run: Path, stem: str, suffix: str) -> Path:
 def write_config(run: Path, config: str, stem: str = "config") -> Path:
     """Write a configuration (YAML) beside those that are already there."""
     path = free_name(run, stem, ".yaml")
-    path.write_text(config)
+    write_text(path, config)
     return path

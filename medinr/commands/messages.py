@@ -6,6 +6,7 @@ nodes on the way to it say where. `explain` puts the two together.
 
 import argparse
 import difflib
+import errno
 import importlib
 import inspect
 import itertools
@@ -27,6 +28,8 @@ BASES = {
 NOISE = re.compile(r"(- )?(Expected a <class 'NoneType'>|Does not validate against any|Subtypes:|Errors:$)")
 PYTHON_ONLY = ("progress", "keep_interrupted")
 """Arguments of `register` that the command sets itself."""
+CANNOT_WRITE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+"""What a disk says that is full, or that may only be read."""
 AFTER = ("Given value type:", "Given value:")
 
 
@@ -46,6 +49,9 @@ def explain(error: BaseException, command: str = "", args: Sequence[str] = ()) -
         return one_line(str(error))
     if isinstance(error, argparse.ArgumentError):
         return one_line(_argument_error(error.message or str(error), command, args))
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}cannot be written ({error.strerror}); free some space, or choose a folder that is writable"
     return None
 
 
@@ -64,7 +70,7 @@ def _argument_error(text: str, command: str, args: Sequence[str]) -> str:
         )
         return f"{names}: missing; {hint}"
     if found := re.match(r"Parser key \"config\": File does not exist: '([^']+)'", text):
-        return f"--config: no file {found[1]}"
+        return f"--config: no file {found[1]}; give the path of a YAML file"
     if text.startswith("Problems parsing config"):
         files = [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
         where = ", ".join(files) or "--config"
@@ -102,6 +108,8 @@ def _leaf(line: str, keys: list[str], owner: str, text: str) -> str:
         near = did_you_mean(name, _arguments(owner))
         return f"{where}.{name}: {owner.rpartition('.')[2]} has no such argument{near}"
     if found := re.match(r"Expected a dot import path string: (\S+)", line):
+        return f"{where}: no class named {found[1]}{did_you_mean(found[1], _classes(keys))}"
+    if keys and keys[-1] in BASES and (found := re.match(r"Expected a path but (\S+) either not accessible", line)):
         return f"{where}: no class named {found[1]}{did_you_mean(found[1], _classes(keys))}"
     if found := re.match(r"the following arguments are required: (.+)", line):
         return f"{where}: {owner.rpartition('.')[2]} needs {found[1]}"

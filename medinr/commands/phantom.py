@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from medinr.commands import command_parser
+from medinr.commands.checks import check_writable
 from medinr.errors import UserError
 
 EXAMPLE = "medinr phantom dirlab --out data/phantom --cases 1-5 --size 96"
@@ -38,6 +39,7 @@ def main(args: list[str]) -> int:
     if given.size is not None and given.size < 16:
         raise UserError(f"--size: expected at least 16 voxels in plane, got {given.size}")
     cases = case_numbers(given.cases)
+    check_writable(given.out)
 
     from medinr.phantoms.thorax import write_dirlab_phantom
 

@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from medinr.data import layouts
 from medinr.errors import UserError
+from medinr.io import atomic_path
 from medinr.phantoms.thorax_case import ThoraxCase, phantom_facts, thorax_case
 
 __all__ = ["ThoraxCase", "thorax_case", "write_dirlab_phantom"]
@@ -171,8 +171,6 @@ def _write_nifti(path: Path, image: nib.nifti1.Nifti1Image) -> Path:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
     return path
