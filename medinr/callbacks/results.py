@@ -30,7 +30,8 @@ def thinned(pair: Pair, voxels: int) -> Pair:
     data = fixed.data[:, ::k, ::k, ::k]
     steps = torch.diag(torch.tensor([k, k, k, 1.0], dtype=torch.float64))
     domain = Domain.of(data.shape[1:], fixed.domain.voxel_to_world @ steps)
-    some = {n: v[::k, ::k, ::k] for n in ("fixed_mask", "fixed_labels") if (v := getattr(pair, n)) is not None}
+    names = ("fixed_mask", "fixed_exclude", "fixed_labels")
+    some = {n: v[::k, ::k, ::k] for n in names if (v := getattr(pair, n)) is not None}
     return replace(pair, fixed=Image(data, domain), **some)
 
 
