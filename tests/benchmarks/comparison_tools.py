@@ -51,9 +51,9 @@ class Tool:
 RIVALS = {
     "greedy": Tool(
         {
-            "ncc2": Setting(("NCC 2x2x2", "100x50x10"), {}, "greedy's documentation, example of deformable mode"),
+            "ncc2": Setting(("NCC 2x2x2", "100x50x10"), {}, "as in published greedy scripts (its authors' and others')"),
             "ncc4": Setting(("NCC 4x4x4", "100x60x40"), {}, "larger window, more fine steps: peers/run_greedy.py"),
-            "ssd": Setting(("SSD", "100x100"), {}, "greedy's own defaults of -m and -n (reference page)"),
+            "ssd": Setting(("SSD", "100x100"), {}, "greedy's defaults of -m and -n (its reference page)"),
         },
         "run_greedy.py",
         "peers-env",
@@ -63,8 +63,8 @@ RIVALS = {
     "plastimatch": Tool(
         {
             "mse15": Setting(("mse", "15"), {}, "peers/run_plastimatch.py: three stages to 15 mm, lambda 0.005"),
-            "mse30": Setting(("mse", "30"), {}, "plastimatch's registration guide: grid_spac=30 30 30, lambda 0.005"),
-            "mi15": Setting(("mi", "15"), {}, "the guide's metric=mi, for images of other intensity; 15 mm"),
+            "mse30": Setting(("mse", "30"), {}, "plastimatch's registration guide: 30 mm, lambda 0.005"),
+            "mi15": Setting(("mi", "15"), {}, "as mse15 with the script's other metric, mutual information"),
         },
         "run_plastimatch.py",
         "peers-env",
@@ -75,7 +75,7 @@ RIVALS = {
         {
             "grid10": Setting(("10", "1000"), {}, "model zoo Par0011 (EMPIRE10): NCC, bending 0.05, 10 mm, 1000 steps"),
             "grid5": Setting(("5", "1000"), {}, "the same with the finer grid of its second stage"),
-            "grid16": Setting(("16", "500"), {}, "the manual's defaults of grid spacing and iterations"),
+            "grid16": Setting(("16", "500"), {}, "elastix's recommended 500 steps; coarser grid, 16 mm"),
         },
         "run_elastix.py",
         "peers-env",
