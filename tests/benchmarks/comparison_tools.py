@@ -51,7 +51,7 @@ class Tool:
 RIVALS = {
     "greedy": Tool(
         {
-            "ncc2": Setting(("NCC 2x2x2", "100x50x10"), {}, "as in published greedy scripts (its authors' and others')"),
+            "ncc2": Setting(("NCC 2x2x2", "100x50x10"), {}, "as in published greedy scripts"),
             "ncc4": Setting(("NCC 4x4x4", "100x60x40"), {}, "larger window, more fine steps: peers/run_greedy.py"),
             "ssd": Setting(("SSD", "100x100"), {}, "greedy's defaults of -m and -n (its reference page)"),
         },
