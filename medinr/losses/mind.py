@@ -75,7 +75,7 @@ class MINDSSC(Similarity):
 
     differences: Tensor
 
-    def __init__(self, step_mm: float = 2.0, per_level: float = 0.5, floor: float = 1e-4) -> None:
+    def __init__(self, step_mm: float = 3.0, per_level: float = 0.5, floor: float = 1e-4) -> None:
         super().__init__()
         if step_mm <= 0:
             raise ValueError(f"step_mm: expected a distance above 0, got {step_mm}")
