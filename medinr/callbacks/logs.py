@@ -41,7 +41,7 @@ class MetricsFile(CSVLogger):
             # The folder holds other files of the run, and the rows that the writer deletes are put back at once.
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             writer: Any = super().experiment
-        if self._earlier and hasattr(writer, "metrics"):  # absent on other ranks
+        if self._earlier and isinstance(writer.metrics, list):  # on other ranks a stand-in, every name a function
             writer.metrics, self._earlier = self._earlier + writer.metrics, []
             writer.save()
         return writer

@@ -327,7 +327,9 @@ def main(command: str, args: list[str]) -> int:
         if isinstance(stop, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from None
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own handler ends the process with code 1
-            if place.first and (place.run / runs.LAST).exists():
+            if not place.first:
+                return 130  # silently
+            if (place.run / runs.LAST).exists():
                 print(f"medinr: {place.run} keeps its last state; --ckpt_path last continues it", file=sys.stderr)
             raise KeyboardInterrupt from None
         raise
