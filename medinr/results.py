@@ -13,9 +13,9 @@ from medinr import figures, io, metrics
 from medinr.data.pair import Pair
 from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense, folded
-from medinr.sampling import interpolate, nearest
-from medinr.space import Domain, Image, transform_points
-from medinr.types import Volume
+from medinr.fields.warp import chunks, resample, resample_labels
+from medinr.space import Domain
+from medinr.types import Matrix, Volume
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,6 @@ class Evaluation:
     displacement: Tensor
     det: Tensor
     metrics: dict[str, float]
-
-
-def resample(image: Image, domain: Domain, displacement: Tensor) -> Volume:
-    """``image`` at p + displacement(p) for the voxel centres p of ``domain``; its minimum where it does not reach."""
-    world = transform_points(domain.voxel_to_world, domain.voxels().double()) + displacement.reshape(-1, 3).double()
-    voxels = transform_points(image.domain.world_to_voxel, world).float()
-    values = interpolate(image.data.cpu(), voxels)
-    lowest = image.data.flatten(1).amin(1).cpu()[:, None]
-    values = torch.where(image.domain.contains_voxels(voxels), values, lowest)
-    return values.reshape(-1, *domain.shape)
-
-
-def resample_labels(labels: Tensor, source: Domain, domain: Domain, displacement: Tensor) -> Tensor:
-    """Labels [X, Y, Z] on the grid ``source`` at p + displacement(p), nearest voxel."""
-    world = transform_points(domain.voxel_to_world, domain.voxels().double()) + displacement.reshape(-1, 3).double()
-    return nearest(labels.cpu(), transform_points(source.world_to_voxel, world)).reshape(domain.shape)
 
 
 def landmark_metrics(transform: Transform, pair: Pair) -> dict[str, float]:
@@ -78,9 +62,7 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
     domain, mask = pair.domain, pair.fixed_mask
     dense = evaluate_dense(transform, domain, exact)
     warped = resample(pair.moving, domain, dense.displacement)
-    grid = transform_points(domain.voxel_to_world, domain.voxels().double())
-    affine = (transform_points(transform.start, grid) - grid).reshape(*domain.shape, 3)
-    start = resample(pair.moving, domain, affine)
+    start = resample(pair.moving, domain, start=transform.start)
 
     region = torch.ones(domain.shape, dtype=torch.bool) if mask is None else mask
     length = dense.displacement.norm(dim=-1)[region]
@@ -100,7 +82,7 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
     }
     compared = region if pair.fixed_exclude is None else region & ~pair.fixed_exclude
     found |= image_metrics(pair.fixed.data, start, warped, compared)
-    found |= _overlaps(pair, domain, dense.displacement, affine)
+    found |= _overlaps(pair, dense.displacement, transform.start)
     return Evaluation(warped, start, dense.displacement, dense.det, found)
 
 
@@ -129,16 +111,16 @@ def image_metrics(fixed: Volume, start: Volume, warped: Volume, region: Tensor) 
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _overlaps(pair: Pair, domain: Domain, displacement: Tensor, affine: Tensor) -> dict[str, float]:
+def _overlaps(pair: Pair, displacement: Tensor, start: Matrix) -> dict[str, float]:
     """Dice of labels, or of masks where there are no labels, before and after."""
     fixed, moving = pair.fixed_labels, pair.moving_labels
     if fixed is None or moving is None:
         fixed, moving = pair.fixed_mask, pair.moving_mask
     if fixed is None or moving is None:
         return {}
-    fixed, moving = fixed.long(), moving.long()
-    per_label = metrics.dice(resample_labels(moving, pair.moving.domain, domain, displacement), fixed)
-    before = metrics.dice(resample_labels(moving, pair.moving.domain, domain, affine), fixed)
+    source, domain = pair.moving.domain, pair.domain
+    per_label = metrics.dice(resample_labels(moving, source, domain, displacement), fixed)
+    before = metrics.dice(resample_labels(moving, source, domain, start=start), fixed)
     found = {"dsc/mean": _mean(per_label), "dsc/initial_mean": _mean(before)}
     return found | {f"dsc/label_{k}": v for k, v in per_label.items()}
 
@@ -210,14 +192,13 @@ def _write_all(
     return [*files, out / "metrics.json", out / "figures" / "registration.png"]
 
 
-def inverse_displacement(transform: Transform, domain: Domain, spacing_mm: float = 4.0) -> Tensor:
+def inverse_displacement(transform: Transform, domain: Domain) -> Tensor:
     """phi^-1(q) - q at the voxel centres q of the moving grid [X, Y, Z, 3], RAS mm; Newton on every voxel in chunks."""
-    pieces = []
-    for i in range(0, domain.n_voxels, 200_000):
-        q = transform_points(domain.voxel_to_world, domain.voxels(i, i + 200_000).double())
+    out = torch.empty(domain.n_voxels, 3)
+    for rows, q in chunks(domain, 200_000):
         p, _ = transform.inverse(q)
-        pieces.append((p - q).float())
-    return torch.cat(pieces).reshape(*domain.shape, 3)
+        out[rows] = (p - q).float()
+    return out.reshape(*domain.shape, 3)
 
 
 def summary(found: dict[str, float]) -> str:

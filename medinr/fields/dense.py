@@ -10,11 +10,14 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.fields.transform import Transform
+from medinr.fields.warp import CHUNK, chunks
 from medinr.space import Domain, transform_points
 
 TOLERANCE_MM = 0.05
 PROBES = 2048
 """Voxel centres at which the lattice's error is measured."""
+SLAB = 1_000_000
+"""Voxels that are interpolated at once: twelve numbers each."""
 
 
 class Dense(NamedTuple):
@@ -43,7 +46,8 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
 
     Unless ``exact``, the network is evaluated on a lattice of about 8 mm, interpolated by tensor-product cubic splines
     and compared with the network at random voxel centres; while the largest error exceeds 0.05 mm the lattice is
-    refined, and where it would come close to the voxels they are all visited.
+    refined, and where it would come close to the voxels they are all visited. Beside the result, 16 bytes a voxel, and
+    the lattice only a slab or chunk is in memory.
     """
     if not exact:
         step_mm = 8.0
@@ -63,43 +67,54 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
             gap = (_at_voxels(lattice, splines, probes) - truth).abs()
             error = gap[:, :3].norm(dim=1).max().item()
             if error <= TOLERANCE_MM:
-                found = _everywhere(lattice, splines)
-                det = jets.det(found[..., 3:].reshape(*domain.shape, 3, 3))
+                displacement, det = _everywhere(lattice, splines)
                 error_det = (det[tuple(probes.T)] - jets.det(truth[:, 3:].reshape(-1, 3, 3))).abs().max().item()
-                return Dense(found[..., :3], det, error, error_det)
+                return Dense(displacement, det, error, error_det)
+            del lattice, gap
             step_mm /= 2 if error > 4 * TOLERANCE_MM else 1.4
-    values = [
-        _evaluate(transform, transform_points(domain.voxel_to_world, domain.voxels(i, i + 1_000_000).double()))
-        for i in range(0, domain.n_voxels, 1_000_000)
-    ]
-    whole = torch.cat([torch.cat((v[:, :3], jets.det(v[:, 3:].reshape(-1, 3, 3))[:, None]), 1) for v in values])
-    whole = whole.reshape(*domain.shape, 4)
-    return Dense(whole[..., :3], whole[..., 3], 0.0, 0.0)
+    displacement, det = torch.empty(domain.n_voxels, 3), torch.empty(domain.n_voxels)
+    for rows, world in chunks(domain):
+        found = _evaluate(transform, world)
+        displacement[rows], det[rows] = found[:, :3], jets.det(found[:, 3:].reshape(-1, 3, 3))
+    return Dense(displacement.reshape(*domain.shape, 3), det.reshape(domain.shape), 0.0, 0.0)
 
 
 def _lattice(transform: Transform, domain: Domain, nodes: list[int]) -> Tensor:
     """[x, y, z, 12] at evenly spaced nodes from the first to the last voxel of each axis."""
     lines = [torch.linspace(0, n - 1, k, dtype=torch.float64) for n, k in zip(domain.shape, nodes, strict=True)]
-    values = _evaluate(transform, transform_points(domain.voxel_to_world, torch.cartesian_prod(*lines)))
-    return values.reshape(*nodes, 12)
+    out = torch.empty(math.prod(nodes), 12)
+    _, ny, nz = nodes
+    for i in range(0, len(out), CHUNK):
+        flat = torch.arange(i, min(i + CHUNK, len(out)))
+        index = (flat // (ny * nz), flat // nz % ny, flat % nz)
+        voxels = torch.stack([line[k] for line, k in zip(lines, index, strict=True)], dim=1)
+        out[i : i + CHUNK] = _evaluate(transform, transform_points(domain.voxel_to_world, voxels))
+    return out.reshape(*nodes, 12)
 
 
 def _at_voxels(lattice: Tensor, splines: list[Tensor], voxels: Tensor) -> Tensor:
     """[n, 12]: the spline of a lattice at some voxels [n, 3], without building the whole volume."""
     found = []
-    for some in voxels.split(256):
+    for some in voxels.split(max(1, SLAB // (lattice.shape[1] * lattice.shape[2]))):
         x, y, z = (matrix[index] for matrix, index in zip(splines, some.T, strict=True))
         planes = torch.einsum("pa,abcd->pbcd", x, lattice)
         found.append(torch.einsum("pb,pc,pbcd->pd", y, z, planes))
     return torch.cat(found)
 
 
-def _everywhere(lattice: Tensor, splines: list[Tensor]) -> Tensor:
-    """[X, Y, Z, 12]: the tensor-product spline of a lattice at every voxel, one axis after the other."""
+def _everywhere(lattice: Tensor, splines: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Displacement [X, Y, Z, 3] and det J [X, Y, Z]: the tensor-product spline, one axis after the other, in slabs."""
     x, y, z = splines
-    out = torch.einsum("xa,abcd->xbcd", x, lattice)
-    out = torch.einsum("yb,xbcd->xycd", y, out)
-    return torch.einsum("zc,xycd->xyzd", z, out)
+    shape = (len(x), len(y), len(z))
+    displacement, det = torch.empty(*shape, 3), torch.empty(shape)
+    step = max(1, SLAB // (shape[1] * shape[2]))
+    for i in range(0, shape[0], step):
+        out = torch.einsum("xa,abcd->xbcd", x[i : i + step], lattice)
+        out = torch.einsum("yb,xbcd->xycd", y, out)
+        out = torch.einsum("zc,xycd->xyzd", z, out)
+        displacement[i : i + step] = out[..., :3]
+        det[i : i + step] = jets.det(out[..., 3:].unflatten(-1, (3, 3)))
+    return displacement, det
 
 
 def folded(transform: Transform, domain: Domain, det: Tensor, mask: Tensor | None, error_det: float) -> float:

@@ -1,0 +1,61 @@
+"""Images and labels of one grid seen on another, chunk by chunk: no table of all points is ever made."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from medinr.sampling import interpolate, nearest
+from medinr.space import Domain, Image, transform_points
+from medinr.types import Matrix, Points, Volume
+
+CHUNK = 500_000
+"""Voxels at once: their coordinates take 12 MB in float64."""
+
+
+def chunks(domain: Domain, size: int = CHUNK) -> Iterator[tuple[slice, Points]]:
+    """Rows, and world coordinates (RAS mm, float64) of the voxel centres, of a grid in C order."""
+    for i in range(0, domain.n_voxels, size):
+        rows = slice(i, min(i + size, domain.n_voxels))
+        yield rows, transform_points(domain.voxel_to_world, domain.voxels(rows.start, rows.stop).double())
+
+
+def moved_chunks(
+    domain: Domain, displacement: Tensor | None = None, start: Matrix | None = None
+) -> Iterator[tuple[slice, Points]]:
+    """Rows and A(p + d(p)) for the voxel centres p of a grid.
+
+    Args:
+        displacement: d [X, Y, Z, 3], RAS mm (None: 0).
+        start: A [4, 4] (None: the identity).
+    """
+    flat = None if displacement is None else displacement.reshape(-1, 3)
+    for rows, world in chunks(domain):
+        if flat is not None:
+            world = world + flat[rows].double().cpu()
+        yield rows, world if start is None else transform_points(start, world)
+
+
+def resample(image: Image, domain: Domain, displacement: Tensor | None = None, start: Matrix | None = None) -> Volume:
+    """``image`` at A(p + d(p)) for the voxel centres p of ``domain``; its minimum where it does not reach.
+
+    ``displacement`` of a whole transform, phi(p) - p, needs no ``start``.
+    """
+    data = image.data.cpu()
+    lowest = data.flatten(1).amin(1)[:, None]
+    out = torch.empty(len(data), domain.n_voxels, dtype=data.dtype)
+    for rows, world in moved_chunks(domain, displacement, start):
+        voxels = transform_points(image.domain.world_to_voxel, world).float()
+        out[:, rows] = torch.where(image.domain.contains_voxels(voxels), interpolate(data, voxels), lowest)
+    return out.reshape(-1, *domain.shape)
+
+
+def resample_labels(
+    labels: Tensor, source: Domain, domain: Domain, displacement: Tensor | None = None, start: Matrix | None = None
+) -> Tensor:
+    """Labels [X, Y, Z] on the grid ``source`` at A(p + d(p)), nearest voxel; 0 where they do not reach."""
+    labels = labels.cpu()
+    out = torch.empty(domain.n_voxels, dtype=labels.dtype)
+    for rows, world in moved_chunks(domain, displacement, start):
+        out[rows] = nearest(labels, transform_points(source.world_to_voxel, world))
+    return out.reshape(domain.shape)
