@@ -1,66 +1,219 @@
-"""A rigid or affine start: centres of mass and identity as candidates, then the similarity decides.
+"""A rigid or affine start: many coarse poses at once, the best of them refined, and a local measure has the last word.
 
-The result is A of phi(x) = A(x + u(x)): fixed world to moving world, RAS mm.
+The result is A of phi(x) = A(x + u(x)): fixed world to moving world, RAS mm. All lengths inside are in units of half
+the fixed image's longest side, so that a mouse brain and a thorax are searched alike.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medinr.losses.similarities import ncc
-from medinr.sampling import gaussian_smooth, interpolate
+from medinr.sampling import gaussian_smooth, interpolate, patch_offsets
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Mask, Matrix, Volume
 
 Kind = Literal["none", "rigid", "affine"]
-Level = tuple[Image, Image]
-"""Fixed and moving image at one smoothing."""
-POINTS = 20_000
 MINIMAL_OVERLAP = 0.3
 """A start that leaves less of the fixed points inside the moving image is no candidate."""
+LEVELS = ((0.032, 2_000), (0.016, 6_000), (0.008, 20_000))
+"""Smoothing in parts of the fixed image's longest side (at least 0.75 voxels), and points, of the levels."""
+TURN = math.radians(35.0)
+"""The poses that are tried: no turn, and this one about each axis in both directions."""
+BINS = 16
+"""Of the correlation ratio."""
 
 
 def rotation(vector: Tensor) -> Tensor:
-    """Rotation matrix [3, 3] of a rotation vector [3] (radians), the matrix exponential of its cross product."""
-    x, y, z = vector
+    """Rotation matrices [..., 3, 3] of rotation vectors [..., 3] (radians), exponentials of their cross products."""
+    x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
-    rows = [torch.stack(r) for r in ((zero, -z, y), (z, zero, -x), (-y, x, zero))]
-    out: Tensor = torch.linalg.matrix_exp(torch.stack(rows))
+    rows = [torch.stack(r, dim=-1) for r in ((zero, -z, y), (z, zero, -x), (-y, x, zero))]
+    out: Tensor = torch.linalg.matrix_exp(torch.stack(rows, dim=-2))
     return out
 
 
-def affine_matrix(parameters: Tensor, centre: Tensor) -> Matrix:
-    """[4, 4] from 6 (rotation vector, translation / 100 mm) or 12 (and log scales, shears), about a centre in mm."""
-    linear = rotation(parameters[:3])
-    if len(parameters) > 6:
-        stretch = torch.diag(parameters[6:9].exp()) + torch.zeros(3, 3).to(parameters)
-        upper = torch.zeros(3, 3).to(parameters)
-        upper[[0, 0, 1], [1, 2, 2]] = parameters[9:12]
-        linear = linear @ (stretch + upper)
-    shift = centre + 100 * parameters[3:6] - linear @ centre
-    top = torch.cat((linear, shift[:, None]), dim=1)
-    return torch.cat((top, torch.tensor([[0.0, 0.0, 0.0, 1.0]]).to(top)))
+def affine_matrix(parameters: Tensor) -> Tensor:
+    """Matrices [..., 4, 4] about the origin of parameters [..., 6 or 12].
+
+    Rotation vector (radians), translation; then logarithms of the scales, and the shears xy, xz, yz.
+    """
+    linear = rotation(parameters[..., :3])
+    if parameters.shape[-1] > 6:
+        upper = torch.diag_embed(parameters[..., 6:9].exp())
+        upper[..., [0, 0, 1], [1, 2, 2]] = parameters[..., 9:12]
+        linear = linear @ upper
+    top = torch.cat((linear, parameters[..., 3:6, None]), dim=-1)
+    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).to(top).expand(*top.shape[:-2], 1, 4)
+    return torch.cat((top, last), dim=-2)
 
 
 def centre_of_mass(volume: Volume, domain: Domain, mask: Mask | None = None) -> Tensor:
-    """Intensity-weighted centre in world mm; of the mask alone where one is given."""
-    weight = (volume.mean(0) if mask is None else mask).double().cpu()
-    total = weight.sum().clamp(min=1e-9)
-    voxel = [
-        (weight.sum(dim=[a for a in range(3) if a != axis]) * torch.arange(n).double()).sum() / total
-        for axis, n in enumerate(weight.shape)
-    ]
+    """Centre in world mm of a mask, or of what differs from the image's border, bright or dark, weighted by how far.
+
+    The border's median stands for the background, so that the centre of a scan is that of its inverted contrast.
+    """
+    if mask is None:
+        values = volume.mean(0)
+        faces = [values.select(axis, side).flatten() for axis in range(3) for side in (0, -1)]
+        weight = (values - torch.cat(faces).median()).abs()
+    else:
+        weight = mask
+    sums = [weight.sum(dim=[a for a in range(3) if a != axis]).double().cpu() for axis in range(3)]
+    voxel = [(s * torch.arange(len(s))).sum() / s.sum().clamp(min=1e-9) for s in sums]
     return transform_points(domain.voxel_to_world, torch.stack(voxel))
 
 
-def coarse_image(volume: Volume, domain: Domain, smoothing_mm: float) -> Image:
-    """The smoothed volume, with voxels no smaller than half the smoothing needs: a small volume stays in the cache."""
-    step = [max(1, int(smoothing_mm / 2 / s)) for s in domain.spacing]
-    smooth = gaussian_smooth(volume, smoothing_mm, domain.spacing)[:, :: step[0], :: step[1], :: step[2]].contiguous()
-    steps = torch.diag(torch.tensor([*step, 1], dtype=torch.float64))
-    return Image(smooth, Domain.of(smooth.shape[1:], domain.voxel_to_world @ steps))
+def coarse_image(image: Image, smoothing_mm: float) -> Image:
+    """The smoothed image on voxels of about the smoothing: averaged first, so that large volumes cost little."""
+    step = [max(1, round(smoothing_mm / s)) for s in image.domain.spacing]
+    padding = [p for n, k in zip(image.domain.shape[::-1], step[::-1], strict=True) for p in (0, -n % k)]
+    small = F.avg_pool3d(F.pad(image.data, padding, mode="replicate"), step)
+    affine = image.domain.voxel_to_world.clone()
+    affine[:3, 3] += affine[:3, :3] @ (torch.tensor(step).double() - 1) / 2
+    affine[:3, :3] *= torch.tensor(step).double()
+    domain = Domain.of(small.shape[1:], affine)
+    return Image(gaussian_smooth(small, smoothing_mm, domain.spacing), domain)
+
+
+def correlation_ratio(fixed: Tensor, moved: Tensor, weight: Tensor) -> Tensor:
+    """Share [B] of the variance of ``moved`` [B, N] that a function of ``fixed`` [N] (in [0, 1]) explains.
+
+    eta^2 = Var(E[moved | fixed]) / Var(moved) (Roche et al., MICCAI 1998), with linear bins of the fixed intensity and
+    weights [B, N]. One for any functional relation of the contrasts, an inverted one included.
+    """
+    centres = torch.linspace(0, 1, BINS).to(fixed)
+    bins = (1 - (fixed[:, None] - centres).abs() * (BINS - 1)).clamp(min=0)
+    total = weight.sum(-1).clamp(min=1e-6)
+    mean = (weight * moved).sum(-1) / total
+    centred = weight * (moved - mean[:, None])
+    explained = ((centred @ bins).square() / (weight @ bins).clamp(min=1e-3)).sum(-1) / total
+    variance = (centred * (moved - mean[:, None])).sum(-1) / total
+    return explained / (variance + 1e-6)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Fixed and moving image at one smoothing, compared at a sample of fixed points.
+
+    Attributes:
+        x: fixed points [N, 3] in the frame.
+        frame: to the fixed world [4, 4], of coordinates about the fixed body's centre along the axes of the fixed
+            grid, in units of half its longest side.
+        grid: of the moving image as it was given: where its samples count.
+        free: 1 for the parameters [12] that may differ from zero, 0 for the others.
+    """
+
+    x: Tensor
+    frame: Matrix
+    fixed: Image
+    moving: Image
+    grid: Domain
+    free: Tensor
+    multimodal: bool
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The fixed image at the points [N]."""
+        return self.fixed_at(self.x)
+
+    def fixed_at(self, x: Tensor) -> Tensor:
+        to_voxel = self.fixed.domain.world_to_voxel @ self.frame
+        return interpolate(self.fixed.data, transform_points(to_voxel, x)).mean(0)
+
+    def matrices(self, parameters: Tensor) -> Tensor:
+        """World matrices [B, 4, 4]."""
+        inner = affine_matrix(parameters * self.free[: parameters.shape[1]])
+        out: Tensor = self.frame @ inner @ torch.linalg.inv(self.frame)
+        return out
+
+    def sample(self, parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Moving values and weights [B, ...] at points [..., 3] under B transforms of parameters [B, 6 or 12]."""
+        world = self.matrices(parameters) @ self.frame
+
+        def voxels(domain: Domain) -> Tensor:
+            matrix = (domain.world_to_voxel @ world).float()
+            flat = x.reshape(1, -1, 3) @ matrix[:, :3, :3].mT + matrix[:, None, :3, 3]
+            return flat.reshape(len(parameters), *x.shape)
+
+        with torch.no_grad():
+            inside = self.grid.contains_voxels(voxels(self.grid)).float()
+        return interpolate(self.moving.data, voxels(self.moving.domain)).mean(0), inside
+
+    def score(self, parameters: Tensor) -> Tensor:
+        """Similarity [B] of the whole images, higher is better: NCC, or the root of the correlation ratio."""
+        moved, inside = self.sample(parameters, self.x)
+        if self.multimodal:
+            similarity = correlation_ratio(self.values, moved, inside).clamp(min=1e-6).sqrt()
+        else:
+            similarity = ncc(self.values, moved, inside)
+        # Little overlap makes a high correlation easy: it must not win.
+        return similarity - (MINIMAL_OVERLAP - inside.mean(-1)).clamp(min=0) * 10
+
+    def improve(self, parameters: Tensor, iterations: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Adam on B transforms at once: the best parameters [B, p] and scores [B] that each has seen."""
+        free = parameters.clone().requires_grad_()
+        optimizer = torch.optim.Adam([free], lr=rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+        best, found = parameters.clone(), torch.full((len(parameters),), -math.inf)
+        for _ in range(iterations):
+            value = self.score(free)
+            better = value.detach() > found
+            best[better], found[better] = free.detach()[better], value.detach()[better]
+            optimizer.zero_grad()
+            (-value.sum()).backward()
+            optimizer.step()
+            schedule.step()
+        return best, found
+
+    @torch.no_grad()
+    def agreement(self, parameters: Tensor, radius: float, n: int = 4000) -> Tensor:
+        """Mean local NCC [B] of patches of 3^3 samples at the first ``n`` points, squared for other contrasts.
+
+        Unlike a correlation of the whole images it sees what a start does to the still parts beside a moving organ.
+        Patches count by their contrast in the fixed image, those without a partner as no agreement.
+        """
+        x = self.x[:n, None] + patch_offsets(radius)
+        fixed = self.fixed_at(x)
+        contrast = fixed.std(-1)
+        found = []
+        for one in parameters:  # patches are many: one transform at a time
+            moved, inside = self.sample(one[None], x)
+            local = ncc(fixed, moved[0], inside[0], 1e-4)
+            weight = contrast * inside[0].mean(-1)
+            local = local.square() if self.multimodal else local
+            found.append((weight * local).sum() / weight.sum().clamp(min=1e-6))
+        return torch.stack(found)
+
+
+def grid_frame(domain: Domain, centre: Tensor) -> Matrix:
+    """From units of half the longest side, about a centre [3] in mm, along the grid's axes, to the world."""
+    along = domain.voxel_to_world[:3, :3] / torch.tensor(domain.spacing)
+    left, _, right = torch.linalg.svd(along)  # the nearest orthonormal axes, should the grid be sheared
+    frame = torch.eye(4, dtype=torch.float64)
+    frame[:3, :3] = left @ right * domain.unit_mm
+    frame[:3, 3] = centre
+    return frame
+
+
+def free_parameters(domain: Domain) -> Tensor:
+    """Which of the 12 parameters a grid leaves free: a single slice has no others than those of its plane."""
+    thick = torch.tensor([float(n > 1) for n in domain.shape], dtype=torch.float64)
+    x, y, z = thick
+    pairs = torch.stack((x * y, x * z, y * z))
+    return torch.cat((pairs.flip(0), thick, thick, pairs))
+
+
+def poses(shifts: Sequence[Tensor]) -> Tensor:
+    """Parameters [B, 6] of every turn with every shift; the first is no turn with the first shift."""
+    turns = [torch.zeros(3)] + [s * TURN * torch.eye(3)[a] for a in range(3) for s in (1, -1)]
+    return torch.stack([torch.cat((t.double(), s)) for t in turns for s in shifts])
 
 
 def find_start(
@@ -70,69 +223,58 @@ def find_start(
     windows: Sequence[tuple[float, float]],
     fixed_mask: Mask | None = None,
     moving_mask: Mask | None = None,
-    levels_mm: Sequence[float] = (8.0, 4.0),
-    iterations: int = 60,
+    multimodal: bool = False,
     seed: int = 0,
 ) -> Matrix:
-    """Rigid or affine transform that maximises the global NCC, coarse to fine, on a fixed sample of points.
+    """Rigid or affine transform fixed to moving that brings the images together, coarse to fine, on sampled points.
 
-    Starts from the identity and from the centres of mass, keeps the better one after the coarsest level, and returns
-    the identity where nothing is better than it.
+    Identity, centres of mass (of the masks where both are given) and centres of the grids, each with turns about
+    three axes, are improved side by side at the coarsest level; the better ones go on. At the end the measure of small
+    patches chooses between the affine, the rigid transform and the identity.
+
+    Args:
+        windows: intensities of either image that become 0 and 1.
+        multimodal: the contrasts are related by any function, an inversion included: correlation ratio for NCC.
     """
     identity = torch.eye(4, dtype=torch.float64)
     if kind == "none":
         return identity
     generator = torch.Generator().manual_seed(seed)
-    f, m = (((i.data - a) / (b - a)).clamp(0, 1) for i, (a, b) in zip((fixed, moving), windows, strict=True))
-    domain = fixed.domain
-    size = torch.tensor(domain.shape, dtype=torch.float32)
-    voxels = torch.rand(POINTS, 3, generator=generator) * size - 0.5
-    world = transform_points(domain.voxel_to_world, voxels.double())
-    centre = transform_points(domain.normalised_to_world, torch.zeros(1, 3).double())[0]
-    shift = centre_of_mass(m, moving.domain, moving_mask) - centre_of_mass(f, domain, fixed_mask)
-
-    def score(parameters: Tensor, level: Level) -> Tensor:
-        moved = transform_points(affine_matrix(parameters, centre), world)
-        with torch.no_grad():
-            inside = moving.domain.contains_voxels(transform_points(moving.domain.world_to_voxel, moved)).double()
-        a, b = (
-            interpolate(i.data, transform_points(i.domain.world_to_voxel, p).float()).mean(0).double()
-            for i, p in zip(level, (world, moved), strict=True)
-        )
-        similarity = ncc(a, b, inside)
-        # Little overlap makes a high correlation easy: it must not win.
-        return similarity - (MINIMAL_OVERLAP - inside.mean()).clamp(min=0) * 10
-
-    def improve(parameters: Tensor, level: Level) -> tuple[Tensor, float]:
-        free = parameters.clone().requires_grad_()
-        optimizer = torch.optim.Adam([free], lr=0.02)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-        best, found = parameters, -float("inf")
-        for _ in range(iterations):
-            value = score(free, level)
-            if value.item() > found:
-                best, found = free.detach().clone(), value.item()
-            optimizer.zero_grad()
-            (-value).backward()
-            optimizer.step()
-            schedule.step()
-        return best, found
-
-    def pyramid(mm: float) -> Level:
-        return coarse_image(f, domain, mm), coarse_image(m, moving.domain, mm)
-
-    coarse = pyramid(levels_mm[0])
-    at_identity = torch.zeros(6, dtype=torch.float64)
-    at_centres = torch.cat((torch.zeros(3, dtype=torch.float64), shift / 100))
-    candidates = [improve(p, coarse) for p in (at_identity, at_centres)]
-    parameters = max(candidates, key=lambda c: c[1])[0]
+    f, m = (
+        Image(((i.data - a) / (b - a)).clamp(0, 1), i.domain)
+        for i, (a, b) in zip((fixed, moving), windows, strict=True)
+    )
+    images = [
+        [coarse_image(i, max(share * max(f.domain.sides_mm), 0.75 * max(i.domain.spacing))) for i in (f, m)]
+        for share, _ in LEVELS
+    ]
+    centres = [centre_of_mass(i.data, i.domain) for i in images[0]]
+    if fixed_mask is not None and moving_mask is not None:
+        centres = [centre_of_mass(i.data, i.domain, k) for i, k in ((f, fixed_mask), (m, moving_mask))]
+    frame = grid_frame(f.domain, centres[0])
+    to_frame = torch.linalg.inv(frame)
+    offsets = [
+        torch.zeros(3, dtype=torch.float64),
+        centres[1] - centres[0],
+        (m.domain.normalised_to_world - f.domain.normalised_to_world)[:3, 3],
+    ]
+    shifts = [to_frame[:3, :3] @ mm for mm in offsets]
+    free = free_parameters(f.domain)
+    levels = []
+    for (a, b), (_, n) in zip(images, LEVELS, strict=True):
+        voxels = torch.rand(n, 3, generator=generator) * torch.tensor(f.domain.shape) - 0.5
+        x = transform_points(to_frame @ f.domain.voxel_to_world, voxels.double()).float()
+        levels.append(Comparison(x, frame, a, b, m.domain, free, multimodal))
+    coarse, middle, fine = levels
+    found, score = coarse.improve(poses(shifts), 20, 0.04)
+    found, score = coarse.improve(found[score.topk(6).indices], 30, 0.02)
+    found, score = middle.improve(found[score.topk(2).indices], 40, 0.01)
+    rigid, _ = fine.improve(found[score.argmax()][None], 30, 0.005)
+    candidates = [torch.zeros(1, 6, dtype=torch.float64), rigid]
     if kind == "affine":
-        parameters = torch.cat((parameters, torch.zeros(6, dtype=torch.float64)))
-        parameters, _ = improve(parameters, coarse)
-    for mm in levels_mm[1:]:
-        coarse = pyramid(mm)
-        parameters, _ = improve(parameters, coarse)
-    with torch.no_grad():
-        if score(parameters, coarse) <= score(at_identity, coarse):
-            return identity
-    return affine_matrix(parameters, centre)
+        affine = torch.cat((rigid, torch.zeros_like(rigid)), dim=1)
+        affine, _ = middle.improve(affine, 40, 0.01)
+        candidates.append(fine.improve(affine, 40, 0.005)[0])
+    agreement = torch.cat([fine.agreement(c, 2 * LEVELS[-1][0]) for c in candidates])
+    best = int(agreement.argmax())
+    return identity if best == 0 else fine.matrices(candidates[best])[0]

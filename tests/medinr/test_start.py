@@ -1,25 +1,30 @@
 """The rigid or affine start: known transforms are found, and nothing is made up where there is nothing to find."""
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from medinr.methods.levels import robust_window
 from medinr.space import Domain, Image, transform_points
-from medinr.start import affine_matrix, centre_of_mass, find_start, rotation
+from medinr.start import affine_matrix, centre_of_mass, coarse_image, correlation_ratio, find_start, rotation
 from tests.medinr import pairs
 
 TURN = torch.tensor([0.12, -0.18, 0.2]).double()  # up to 11 degrees
-SHIFT = torch.tensor([0.12, -0.08, 0.06]).double()  # of 100 mm
+SHIFT = torch.tensor([12.0, -8.0, 6.0]).double()  # mm
 STRETCH = torch.tensor([0.08, -0.08, 0.05, 0.04, -0.05, 0.03]).double()
-RIGID = affine_matrix(torch.cat((TURN, SHIFT)), torch.zeros(3).double())
-AFFINE = affine_matrix(torch.cat((TURN / 2, SHIFT, STRETCH)), torch.zeros(3).double())
+RIGID = affine_matrix(torch.cat((TURN, SHIFT)))
+AFFINE = affine_matrix(torch.cat((TURN / 2, SHIFT, STRETCH)))
+FAR_TURNS = [(35.0, (1.0, 1.0, 1.0)), (-30.0, (1.0, 0.0, 0.0)), (60.0, (0.0, 0.3, 1.0))]
 CROPPED = Domain.of((32, 32, 22), [[3, 0, 0, -46.5], [0, 3, 0, -46.5], [0, 0, 3, -46.5], [0, 0, 0, 1]])
 
 
-def start(fixed: Image, moving: Image, kind: str, **masks: Tensor | None) -> Tensor:
+def start(fixed: Image, moving: Image, kind: str, **options: Any) -> Tensor:
     windows = [robust_window(i) for i in (fixed, moving)]
-    return find_start(fixed, moving, kind, windows, **masks)  # type: ignore[arg-type]
+    return find_start(fixed, moving, kind, windows, **options)  # type: ignore[arg-type]
 
 
 def error(found: Tensor, truth: Tensor) -> float:
@@ -40,6 +45,76 @@ def test_moving_image_cropped_by_30_percent() -> None:
     fixed = pairs.sampled(pairs.CUBE, pairs.blob, pairs.affine_warp(RIGID))
     moving = pairs.sampled(CROPPED, pairs.blob)
     assert error(start(fixed, moving, "rigid"), RIGID) < 1
+
+
+@pytest.mark.parametrize("degrees_axis", FAR_TURNS)
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_large_turns_of_a_cropped_image(degrees_axis: tuple[float, tuple[float, ...]], multimodal: bool) -> None:
+    axis = torch.tensor(degrees_axis[1]).double()
+    truth = affine_matrix(torch.cat((axis / axis.norm() * math.radians(degrees_axis[0]), SHIFT)))
+    fixed = pairs.sampled(pairs.CUBE, pairs.blob, pairs.affine_warp(truth))
+    moving = pairs.sampled(CROPPED, pairs.blob)
+    if multimodal:
+        moving = replace(moving, data=1000 - moving.data)
+        assert error(start(fixed, moving, "rigid"), truth) > 5, "NCC alone is misled"
+    assert error(start(fixed, moving, "rigid", multimodal=multimodal), truth) < 1
+
+
+@pytest.mark.parametrize("size", [0.05])
+def test_small_and_large_bodies_are_searched_alike(size: float) -> None:
+    """Every length times ``size``, as from a thorax to a mouse: the same start, times ``size``."""
+    scale = torch.diag(torch.tensor([size, size, size, 1.0]).double())
+
+    def scaled(image: Image) -> Image:
+        return replace(image, domain=Domain.of(image.domain.shape, scale @ image.domain.voxel_to_world))
+
+    fixed = pairs.sampled(pairs.CUBE, pairs.blob, pairs.affine_warp(AFFINE))
+    moving = pairs.sampled(pairs.CUBE, pairs.blob)
+    plain = start(fixed, moving, "affine")
+    found = start(scaled(fixed), scaled(moving), "affine")
+    assert error(torch.linalg.inv(scale) @ found @ scale, plain) < 0.1
+
+
+def test_coarser_anisotropic_voxels_in_another_order() -> None:
+    fixed = pairs.sampled(pairs.CUBE, pairs.blob, pairs.affine_warp(AFFINE))
+    other = Domain.of((16, 24, 20), [[0, -4, 0, 46], [0, 0, 5, -47.5], [-6, 0, 0, 45], [0, 0, 0, 1]])
+    assert error(start(fixed, pairs.sampled(other, pairs.blob), "affine"), AFFINE) < 1
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_slices_turn_in_their_plane(kind: str) -> None:
+    """A single slice, oblique in space: the start moves it within its plane and leaves its normal alone."""
+    tilt = rotation(torch.tensor([0.4, 0.0, 0.0]).double())
+    affine = torch.eye(4).double()
+    affine[:3, :3] = tilt @ torch.diag(torch.tensor([2.0, 2.0, 5.0]).double())
+    affine[:3, 3] = tilt @ torch.tensor([-47.0, -47.0, -8.0]).double()
+    plane = Domain.of((48, 48, 1), affine)
+    normal = tilt[:, 2]
+    truth = affine_matrix(torch.cat((normal * math.radians(25), tilt @ torch.tensor([6.0, -4.0, 0.0]).double())))
+    centre = torch.eye(4).double()
+    centre[:3, 3] = plane.normalised_to_world[:3, 3]
+    truth = centre @ truth @ torch.linalg.inv(centre)
+    moving = pairs.sampled(plane, pairs.blob)
+    fixed = pairs.sampled(plane, pairs.blob, pairs.affine_warp(truth))
+    found = start(fixed, moving, kind)
+    world = transform_points(plane.voxel_to_world, plane.voxels().double())
+    world = world[pairs.blob(world) > 300]
+    assert (transform_points(found, world) - transform_points(truth, world)).norm(dim=1).mean() < 1
+    assert torch.allclose(found[:3, :3] @ normal, normal, atol=1e-6)
+
+
+def test_an_affine_that_harms_the_still_parts_is_refused() -> None:
+    """A breathing body: what moves correlates better after an affine, but most of the body stands still."""
+
+    def body(organ: float) -> pairs.Warp:
+        centre = torch.tensor([organ, 0, 0])
+        return lambda w: 0.3 * pairs.texture(w) + 3000 * torch.exp(-((w - centre) / 14).square().sum(1))
+
+    fixed, moving = pairs.sampled(pairs.CUBE, body(25.0)), pairs.sampled(pairs.CUBE, body(11.0))
+    points = pairs.points(400, 40.0)
+    away = points[points[:, 0] < 10]
+    found = start(fixed, moving, "affine")
+    assert (transform_points(found, away) - away).norm(dim=1).mean() < 1
 
 
 def test_images_far_apart_in_the_world_are_brought_together() -> None:
@@ -74,11 +149,13 @@ def test_rotation_is_one() -> None:
     assert torch.allclose(r @ r.T, torch.eye(3).double()) and torch.linalg.det(r) > 0
 
 
-def test_affine_matrix_turns_about_the_centre() -> None:
-    centre = torch.tensor([5.0, -7.0, 11.0]).double()
-    m = affine_matrix(torch.cat((TURN, SHIFT, STRETCH)), centre)
-    assert torch.allclose(transform_points(m, centre[None])[0], centre + 100 * SHIFT)
-    assert torch.linalg.det(m[:3, :3]).log().item() == pytest.approx(STRETCH[:3].sum().item(), abs=1e-9)
+def test_affine_matrix_is_a_turn_of_the_stretched_space_and_a_shift() -> None:
+    m = affine_matrix(torch.stack([torch.cat((TURN, SHIFT, STRETCH)), torch.zeros(12).double()]))
+    assert torch.equal(m[1], torch.eye(4).double())
+    assert torch.allclose(transform_points(m[0], torch.zeros(1, 3).double())[0], SHIFT)
+    assert torch.linalg.det(m[0, :3, :3]).log().item() == pytest.approx(STRETCH[:3].sum().item(), abs=1e-9)
+    upper = rotation(TURN).T @ m[0, :3, :3]
+    assert torch.allclose(upper.tril(-1), torch.zeros(3, 3).double(), atol=1e-12)
 
 
 def test_centre_of_mass() -> None:
@@ -90,3 +167,27 @@ def test_centre_of_mass() -> None:
     )
     assert torch.allclose(centre_of_mass(volume, pairs.CUBE), expected)
     assert torch.allclose(centre_of_mass(volume, pairs.CUBE, volume[0] > 2)[0], torch.tensor(-34.5).double())
+    assert torch.allclose(centre_of_mass(100 - volume, pairs.CUBE), expected, atol=1e-3), "bright or dark"
+
+
+def test_coarse_image_keeps_the_place_of_things() -> None:
+    """A ramp along the world stays the same function of the world, whatever the voxels."""
+    world = torch.tensor([1.0, -2.0, 0.5]).double()
+    for shape, affine in (((33, 40, 20), torch.diag(torch.tensor([1.0, -0.8, 3, 1]))), ((45, 45, 45), torch.eye(4))):
+        image = pairs.sampled(Domain.of(shape, affine), lambda p: p @ world)
+        coarse = coarse_image(image, 5.0)
+        expected = pairs.sampled(coarse.domain, lambda p: p @ world)
+        assert max(coarse.data.shape) < max(shape)
+        middle = tuple(slice(n // 3, n - n // 3) for n in coarse.domain.shape)
+        assert torch.allclose(coarse.data[0][middle], expected.data[0][middle], atol=0.6)
+
+
+def test_correlation_ratio() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fixed = torch.rand(4000, generator=generator)
+    other = torch.rand(4000, generator=generator)
+    weight = (fixed > 0.3).float()
+    moved = torch.stack((1 - fixed, (fixed * 9).sin(), other, torch.where(fixed > 0.3, fixed, other)))
+    ratio = correlation_ratio(fixed, moved, torch.stack((torch.ones(4000),) * 3 + (weight,)))
+    assert (ratio[[0, 1, 3]] > 0.93).all(), "any function of the fixed image, where the weight is"
+    assert ratio[2] < 0.02
