@@ -202,9 +202,10 @@ class ExperimentCLI(LightningCLI):
         resumed = None
         if checkpoint is not None:
             content = check_checkpoint(checkpoint)
-            check_fits(checkpoint, content, self.model)
             if hasattr(self.datamodule, "domain"):
                 check_grid(checkpoint, content, self.datamodule.domain)
+                self.model.cover(self.datamodule.domain)  # a lattice has as many weights as the image needs
+            check_fits(checkpoint, content, self.model)
             resumed = int(content.get("global_step", 0)) if self.command == "fit" else None
             self._set("ckpt_path", str(checkpoint))
         place.run, place.made = run or self._new_run(), run is None and place.first

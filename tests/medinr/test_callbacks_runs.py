@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medinr.callbacks import MetricsFile, RandomStates, runs
-from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid
+from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid, random_states
 from medinr.callbacks.logs import why_offline
 from medinr.callbacks.results import thinned
 from medinr.data.pair import Pair
@@ -128,13 +128,19 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_model_or_grid_is_refused() -> None:
-    there, here = torch.nn.Linear(3, 4), torch.nn.Linear(3, 5)
     path = Path("a.ckpt")
+
+    def written(model: torch.nn.Module) -> dict[str, Any]:
+        return {"state_dict": model.state_dict(), "medinr": {"method": {"class_path": "torch.nn.Linear"}}}
+
+    there, here = torch.nn.Linear(3, 4), torch.nn.Linear(3, 5)
     with pytest.raises(UserError, match=r"bias is \(4,\) in the checkpoint, \(5,\) in the model"):
-        check_fits(path, {"state_dict": there.state_dict()}, here)
+        check_fits(path, written(there), here)
     with pytest.raises(UserError, match="absent in the model"):
-        check_fits(path, {"state_dict": here.state_dict()}, torch.nn.Linear(3, 5, bias=False))
-    check_fits(path, {"state_dict": here.state_dict()}, here)
+        check_fits(path, written(here), torch.nn.Linear(3, 5, bias=False))
+    with pytest.raises(UserError, match="expected Identity, found Linear"):
+        check_fits(path, written(here), torch.nn.Identity())
+    check_fits(path, written(here), here)
     domain = Domain.of((4, 5, 6), torch.eye(4))
     checkpoint = {"medinr": {"domain": domain.to_dict()}}
     check_grid(path, checkpoint, domain)
@@ -155,3 +161,19 @@ def test_thinned_pair_lies_where_the_whole_one_lies() -> None:
     assert few.fixed_mask is not None and few.fixed_mask.shape == few.domain.shape
     assert few.moving is image
     assert thinned(few, 10**6) is few
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_each_process_gets_its_own_random_states_back(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append(random_states())
+    monkeypatch.setattr("medinr.callbacks.checkpoints.rank", lambda: rank)
+    again = RandomStates()
+    again.load_state_dict({"ranks": states})
+    torch.manual_seed(7)
+    again.on_train_start(None, None)  # type: ignore[arg-type]
+    found = torch.rand(())
+    torch.manual_seed(rank if rank < 2 else 7)  # one that was not there before keeps the stream that it was given
+    assert found == torch.rand(())

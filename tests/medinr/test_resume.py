@@ -132,3 +132,17 @@ def test_a_scheduler_ends_the_fit(run: Run, folder: Path) -> None:
 def test_checkpoint_steps_are_checked(run: Run) -> None:
     code, _, err = run("fit", "--config", "tiny.yaml", "--wandb", "false", "--checkpoint_steps", "0")
     assert code == 2 and "checkpoint_steps: expected 1 or more, got 0" in err and len(err.splitlines()) == 1
+
+
+def test_a_lattice_that_takes_its_size_from_the_image_continues(run: Run, folder: Path) -> None:
+    siren = "{class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}"
+    lattice = "{class_path: CubicLattice, init_args: {spacings_mm: [16, 8]}}"
+    text = (folder / "tiny.yaml").read_text()
+    (folder / "lattice.yaml").write_text(text.replace(siren, lattice).replace("max_steps: 40", "max_steps: 10"))
+    common = ("--config", "lattice.yaml", "--wandb", "false")
+    assert run("fit", *common)[0] == 0
+    place = only(folder / "runs" / "lattice")
+    code, _, err = run("fit", *common, "--trainer.max_steps", "20", "--ckpt_path", str(place / runs.LAST))
+    assert code == 0, err
+    assert torch.load(place / runs.LAST, weights_only=True)["global_step"] == 20
+    assert run("test", *common)[0] == 0
