@@ -6,9 +6,9 @@ in 256. Here it is the other way round: all is float32, and only the products *b
 the work, are taken in the type that the precision setting asks for. Second derivatives are products of many such
 factors; a jet that carries them is not rounded at all.
 
-Measured with the preset ``fast`` on one CPU core with bfloat16 instructions, float32 against bfloat16, one seed: a known
-warp of a 4D-CT phase, TRE 0.922 and 0.936 mm; that CT's end-inhale and end-exhale phases, RMS difference in the lungs
-109.4 and 110.0 HU; 21 and 18 s of processor time.
+Measured with the preset ``fast`` on one CPU core with bfloat16 instructions, float32 against bfloat16, one seed: a
+known warp of a 4D-CT phase, TRE 0.922 and 0.936 mm; that CT's end-inhale and end-exhale phases, RMS difference in the
+lungs 109.4 and 110.0 HU; 21 and 18 s of processor time.
 """
 
 from collections.abc import Iterator

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -194,6 +195,8 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
         if self.value("out"):
             check_writable(self.value("out"))
+        if any(isinstance(c, ModelCheckpoint) and c.save_last for c in _as_list(given.get("callbacks"))):
+            raise UserError("trainer.callbacks: expected no save_last, last.ckpt is always kept; leave save_last out")
         text = self.resolved()
         config = runs.load_yaml(text)
         place = self.place

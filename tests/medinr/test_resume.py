@@ -134,6 +134,15 @@ def test_checkpoint_steps_are_checked(run: Run) -> None:
     assert code == 2 and "checkpoint_steps: expected 1 or more, got 0" in err and len(err.splitlines()) == 1
 
 
+def test_another_writer_of_the_last_checkpoint_is_refused(run: Run, folder: Path) -> None:
+    """Its file would not be replaced at once, and may be half-written when the process is killed."""
+    (folder / "more.yaml").write_text(
+        "trainer:\n  callbacks:\n  - {class_path: ModelCheckpoint, init_args: {save_last: true}}\n"
+    )
+    code, _, err = run("fit", "--config", "tiny.yaml", "--config", "more.yaml", "--wandb", "false")
+    assert code == 2 and "save_last" in err and len(err.splitlines()) == 1 and not (folder / "runs").exists()
+
+
 def test_a_lattice_that_takes_its_size_from_the_image_continues(run: Run, folder: Path) -> None:
     siren = "{class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}"
     lattice = "{class_path: CubicLattice, init_args: {spacings_mm: [16, 8]}}"
