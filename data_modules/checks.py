@@ -38,7 +38,7 @@ def check_root(path: str | Path) -> list[str]:
             lines.append(_line(name, lambda f=first, s=second, p=pattern: FourDCT(str(root), f, s, p)))  # type: ignore[misc]
     if not lines:
         raise UserError(
-            f"{root}: expected DIR-LAB cases (Case1Pack, ...) or a folder with one image per phase ({PHASE_PATTERN}), "
+            f"{root}: expected DIR-LAB cases (Case1Pack, ...) or a folder with one image per phase (*_T00.nii.gz ...), "
             "found neither; name the folder that holds them"
         )
     return lines

@@ -60,6 +60,8 @@ def dispatch(name: str, args: list[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if len(args) == 2 and args[0] == "help":  # as git and others have it
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("medinr"))
         return 0
     name, rest = args[0], args[1:]
+    if name.startswith("-"):
+        return _fail(f"{name}: expected a command first, found an option; medinr COMMAND {name} ..., see medinr --help")
     if name not in COMMANDS:
         return _fail(f"{name}: no such command{did_you_mean(name, COMMANDS)}; see medinr --help")
     try:

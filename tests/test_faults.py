@@ -115,6 +115,23 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown similarity": (f"{PAIR} --similarity ncx", ("--similarity", "'ncx'", "choose from 'lncc'")),
     "unknown start": (f"{PAIR} --init afine", ("--init: expected none, rigid, affine", "afine")),
     "misspelt option": (f"{PAIR} --presett fast", ("--presett: no such option; did you mean --preset?",)),
+    "images by name": (
+        "register --fixed fixed.nii.gz --moving moving.nii.gz --out x",
+        ("--fixed: no such option", "medinr register FIXED MOVING", "see medinr register --help"),
+    ),
+    "output without its option": (
+        "register fixed.nii.gz moving.nii.gz x",
+        ("x: one argument too many; did you mean --out x?",),
+    ),
+    "short option": ("register fixed.nii.gz moving.nii.gz -o x", ("-o: no such option; did you mean --out?",)),
+    "option before the command": (
+        "--config good.yaml fit",
+        ("--config: expected a command first", "found an option", "medinr COMMAND --config"),
+    ),
+    "experiment without its option": (
+        "fit good.yaml",
+        ("good.yaml: one argument too many; did you mean --config good.yaml?",),
+    ),
     "misspelt command": ("registr a b", ("registr: no such command; did you mean register?",)),
     "a GPU where there is none": (
         f"{PAIR} --device cuda",
@@ -133,6 +150,14 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "apply transform.ckpt --points fixed.csv --out /proc/medinr",
         ("/proc/medinr: expected a folder that can be written to", "found", "choose another"),
     ),
+    "output that is an input": (
+        "register fixed.nii.gz old/warped.nii.gz --out old",
+        ("--out old: expected to overwrite no input", "found old/warped.nii.gz", "choose another folder"),
+    ),
+    "output of apply that is an input": (
+        "apply transform.ckpt --points old/points.csv --out old",
+        ("--out old: expected to overwrite no input", "found old/points.csv", "choose another folder"),
+    ),
     "runs where nobody may write": (
         f"{FIT} --runs /proc/medinr",
         ("/proc/medinr", "cannot be made", "choose other --runs"),
@@ -146,6 +171,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("/proc/medinr: expected a folder that can be written to", "found", "choose another"),
     ),
     # configurations
+    "--config that is an image": (
+        "fit --config fixed.nii.gz",
+        ("--config: expected YAML text", "found binary data in fixed.nii.gz", "give the path"),
+    ),
     "--config missing": ("fit --config none.yaml", ("--config: no file ", "none.yaml; give the path of a YAML file")),
     "no --config": ("fit", ("model", "missing; give --config FILE.yaml")),
     "YAML syntax error": ("fit --config broken.yaml", ("broken.yaml: not valid YAML", "line 12")),
@@ -206,9 +235,13 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "apply no.ckpt --points fixed.csv --out x",
         ("no.ckpt", "no such checkpoint", "expected a .ckpt file"),
     ),
+    "the folder of a checkpoint": (
+        "apply old --points fixed.csv --out x",
+        ("old: no such checkpoint", "expected a .ckpt file", "did you mean old/transform.ckpt?"),
+    ),
     "not a checkpoint": (
-        "apply text.nii.gz --points fixed.csv --out x",
-        ("text.nii.gz: not a readable checkpoint", "expected a .ckpt file that medinr wrote"),
+        "apply text.ckpt --points fixed.csv --out x",
+        ("text.ckpt: not a readable checkpoint", "expected a .ckpt file that medinr wrote"),
     ),
     "truncated checkpoint": (
         "apply cut.ckpt --points fixed.csv --out x",
@@ -303,6 +336,7 @@ def write_images(folder: Path) -> None:
 def write_checkpoints(folder: Path) -> None:
     pairs.plain_method().save(folder / "transform.ckpt")
     pairs.conditioned_method().save(folder / "conditioned.ckpt")
+    (folder / "text.ckpt").write_text("no checkpoint\n")
     content = (folder / "transform.ckpt").read_bytes()
     (folder / "cut.ckpt").write_bytes(content[: len(content) // 2])
     torch.save({"state_dict": {"weight": torch.zeros(3)}, "epoch": 3}, folder / "foreign.ckpt")
@@ -342,6 +376,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("faults")
     write_images(out)
     write_checkpoints(out)
+    (out / "old").mkdir()
+    for old, new in (
+        ("moving.nii.gz", "warped.nii.gz"),
+        ("fixed.csv", "points.csv"),
+        ("transform.ckpt", "transform.ckpt"),
+    ):
+        shutil.copy(out / old, out / "old" / new)
     write_configurations(out)
     write_dirlab(out)
     return out

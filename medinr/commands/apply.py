@@ -8,7 +8,7 @@ import torch
 
 from medinr import io
 from medinr.commands import command_parser
-from medinr.commands.checks import DEVICES, check_device, check_writable
+from medinr.commands.checks import APPLY_WRITES, DEVICES, check_device, check_inputs_stay, check_writable
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense
@@ -75,6 +75,7 @@ def apply(
     if inverse and (image is not None or labels is not None) and reference is None:
         raise UserError("--reference: the inverse needs an image whose grid it is written on; give the moving image")
     check_writable(out)
+    check_inputs_stay(out, (image, labels, points, reference), APPLY_WRITES)
     transform = load_transform(checkpoint, alpha, check_device(device))
     # Everything is read before anything is written: a mistake in the last file must not leave half of the results.
     grid = io.as_image(reference).domain if reference is not None else None

@@ -1,12 +1,20 @@
 """What a command can refuse before it starts to work."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from medinr.errors import UserError
 
+REGISTER_WRITES = """
+affine displacement inverse_displacement jacobian_determinant metrics moved_points residual_displacement
+transform warped warped_labels
+"""
+APPLY_WRITES = "image labels points"
+"""Names, without suffix, of the files that `register` and `apply` write."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -28,6 +36,21 @@ def check_writable(out: str | Path) -> None:
         raise UserError(
             f"{out}: expected a folder that can be written to, found {error.strerror}: {folder}; choose another"
         ) from None
+
+
+def check_inputs_stay(out: str | Path, inputs: Iterable[Any], written: str) -> None:
+    """Refuse a folder in which a result would take the place of a file that the work begins with.
+
+    Raises:
+        UserError: names that file.
+    """
+    folder = Path(out).resolve()
+    for source in inputs:
+        if not isinstance(source, str | Path) or not Path(source).is_file():
+            continue
+        file = Path(source).resolve()
+        if file.parent == folder and file.name.partition(".")[0] in written.split():
+            raise UserError(f"--out {out}: expected to overwrite no input, found {source} there; choose another folder")
 
 
 def check_device(name: str) -> str:

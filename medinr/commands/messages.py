@@ -30,6 +30,8 @@ PYTHON_ONLY = ("progress", "keep_interrupted")
 """Arguments of `register` that the command sets itself."""
 CANNOT_WRITE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """What a disk says that is full, or that may only be read."""
+POSITIONAL = ("fixed", "moving", "checkpoint", "layout", "root")
+"""Arguments that are given without a name."""
 AFTER = ("Given value type:", "Given value:")
 
 
@@ -49,10 +51,16 @@ def explain(error: BaseException, command: str = "", args: Sequence[str] = ()) -
         return one_line(str(error))
     if isinstance(error, argparse.ArgumentError):
         return one_line(_argument_error(error.message or str(error), command, args))
+    if isinstance(error, UnicodeDecodeError) and (files := _configurations(args)):
+        return f"--config: expected YAML text, found binary data in {', '.join(files)}; give the path of a YAML file"
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}cannot be written ({error.strerror}); free some space, or choose a folder that is writable"
     return None
+
+
+def _configurations(args: Sequence[str]) -> list[str]:
+    return [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
 
 
 def _argument_error(text: str, command: str, args: Sequence[str]) -> str:
@@ -60,9 +68,7 @@ def _argument_error(text: str, command: str, args: Sequence[str]) -> str:
         key = found[1]
         return f"{key}: no such key{did_you_mean(key, _keys(command))}"
     if found := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
-        option = found[1].split("=")[0]
-        known = [f"--{k}" for k in _keys(command)]
-        return f"{option}: no such option{did_you_mean(option, known)}; see medinr {command} --help"
+        return _unknown(found[1].split("=")[0], command, args)
     if found := re.match(r"the following arguments are required: (.+)", text):
         names = found[1].replace(f"{command}.", "")
         hint = (
@@ -72,11 +78,29 @@ def _argument_error(text: str, command: str, args: Sequence[str]) -> str:
     if found := re.match(r"Parser key \"config\": File does not exist: '([^']+)'", text):
         return f"--config: no file {found[1]}; give the path of a YAML file"
     if text.startswith("Problems parsing config"):
-        files = [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
-        where = ", ".join(files) or "--config"
+        where = ", ".join(_configurations(args)) or "--config"
         reason = text.split(":", 1)[1].replace('in "<unicode string>",', "at")
         return f"{where}: not valid YAML: {reason}"
     return _tree(text)
+
+
+def _unknown(word: str, command: str, args: Sequence[str]) -> str:
+    """An option that is not there, or a word without one."""
+    see = f"see medinr {command} --help"
+    if not word.startswith("-"):
+        if word.lower().endswith((".yaml", ".yml")):
+            return f"{word}: one argument too many; did you mean --config {word}?"
+        if command in ("register", "apply", "phantom") and "--out" not in args:
+            return f"{word}: one argument too many; did you mean --out {word}?"
+        return f"{word}: one argument too many, no option takes it; {see}"
+    keys = _keys(command)
+    given = [key for key in keys if key in POSITIONAL]
+    if word.lstrip("-") in given:
+        return f"{word}: no such option: medinr {command} {' '.join(given).upper()} ..., without {word}; {see}"
+    known = [f"--{key}" for key in keys if key not in given]
+    if len(word) == 2 and len(starting := [k for k in known if k.startswith(f"-{word}")]) == 1:
+        return f"{word}: no such option; did you mean {starting[0]}?"
+    return f"{word}: no such option{did_you_mean(word, known)}; {see}"
 
 
 def _tree(text: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medinr import io
 from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
-from medinr.commands.checks import check_device, check_writable
+from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_stay, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
 from medinr.commands.presets import PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
 from medinr.commands.quiet import quiet
@@ -132,6 +132,9 @@ def register(
     check_device(device)
     if out is not None:
         check_writable(out)
+        given = (fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels,
+                 fixed_guides, moving_guides, fixed_exclude, moving_exclude, init)  # fmt: skip
+        check_inputs_stay(out, given, REGISTER_WRITES)
     pair = make_pair(
         fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels, moving_labels,
         fixed_guides, moving_guides, fixed_exclude, moving_exclude, multichannel,

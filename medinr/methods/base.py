@@ -329,7 +329,9 @@ def load_method(path: str | Path, map_location: Any = "cpu") -> RegistrationMeth
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no such checkpoint; expected a .ckpt file that medinr wrote")
+        inside = file / "transform.ckpt"
+        hint = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise UserError(f"{path}: no such checkpoint; expected a .ckpt file that medinr wrote{hint}")
     try:
         checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except Exception:  # torch raises many kinds: pickle, zip, runtime and key errors
