@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medinr.losses.similarities import ncc
-from medinr.sampling import gaussian_smooth, interpolate, patch_offsets
+from medinr.sampling import interpolate, patch_offsets
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Mask, Matrix, Volume
 
@@ -71,15 +70,22 @@ def centre_of_mass(volume: Volume, domain: Domain, mask: Mask | None = None) -> 
 
 
 def coarse_image(image: Image, smoothing_mm: float) -> Image:
-    """The smoothed image on voxels of about the smoothing: averaged first, so that large volumes cost little."""
-    step = [max(1, round(smoothing_mm / s)) for s in image.domain.spacing]
-    padding = [p for n, k in zip(image.domain.shape[::-1], step[::-1], strict=True) for p in (0, -n % k)]
-    small = F.avg_pool3d(F.pad(image.data, padding, mode="replicate"), step)
-    affine = image.domain.voxel_to_world.clone()
-    affine[:3, 3] += affine[:3, :3] @ (torch.tensor(step).double() - 1) / 2
-    affine[:3, :3] *= torch.tensor(step).double()
-    domain = Domain.of(small.shape[1:], affine)
-    return Image(gaussian_smooth(small, smoothing_mm, domain.spacing), domain)
+    """The image smoothed by a Gaussian, on voxels of about its standard deviation between the same outer edges.
+
+    Each axis is one product with a small matrix, so that large volumes cost little, and it does not matter from which
+    end the array counts.
+    """
+    data, affine = image.data, image.domain.voxel_to_world.clone()
+    for axis, (n, spacing) in enumerate(zip(image.domain.shape, image.domain.spacing, strict=True)):
+        m = min(n, math.ceil(n * spacing / smoothing_mm))
+        centres = (torch.arange(m).double() + 0.5) * n / m - 0.5
+        distance = (centres[:, None] - torch.arange(n)) * spacing / smoothing_mm
+        weight = torch.exp(-0.5 * distance.square())
+        weight = (weight / weight.sum(1, keepdim=True)).float()
+        data = torch.tensordot(data, weight, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        affine[:3, 3] += affine[:3, axis] * centres[0]
+        affine[:3, axis] *= n / m
+    return Image(data.contiguous(), Domain.of(data.shape[1:], affine))
 
 
 def correlation_ratio(fixed: Tensor, moved: Tensor, weight: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medinr.fields import SIREN
-from medinr.losses import MSE, NCC, Barrier, LocalNCC, Similarity
+from medinr.losses import MINDSSC, MSE, NCC, NMI, Barrier, LocalNCC, Similarity
 from medinr.methods import PairRegistration
 
-SimilarityName = Literal["lncc", "ncc", "mse"]
+SimilarityName = Literal["lncc", "ncc", "mse", "multimodal", "nmi"]
 PresetName = Literal["fast", "accurate"]
 
 
@@ -24,7 +24,15 @@ PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400),
     "accurate": Preset((128, 128, 128), 4096, 600),
 }
-SIMILARITIES: dict[str, type[Similarity]] = {"lncc": LocalNCC, "ncc": NCC, "mse": MSE}
+SIMILARITIES: dict[str, type[Similarity]] = {
+    "lncc": LocalNCC,
+    "ncc": NCC,
+    "mse": MSE,
+    "multimodal": MINDSSC,
+    "nmi": NMI,
+}
+ACROSS_CONTRASTS = ("multimodal", "nmi")
+"""Similarities that do not ask for like intensities; the start then does not either."""
 
 
 def recommended(

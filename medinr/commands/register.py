@@ -17,7 +17,7 @@ from medinr import io
 from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
 from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_stay, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
-from medinr.commands.presets import PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
+from medinr.commands.presets import ACROSS_CONTRASTS, PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
 from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
@@ -104,7 +104,8 @@ def register(
             correlate at all.
         fixed_exclude, moving_exclude: masks of regions that are not compared (a lesion); the map stays smooth there.
         multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
-        similarity: ``lncc`` (local NCC on extrapolated patches), ``ncc`` or ``mse``.
+        similarity: ``lncc`` (local NCC on extrapolated patches), ``ncc`` or ``mse``; ``multimodal`` (MIND-SSC) or
+            ``nmi`` for images of different contrast.
         preset: ``fast`` or ``accurate``.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5).
@@ -141,7 +142,7 @@ def register(
     )  # fmt: skip
     clock = [time.perf_counter()]
     lightning.seed_everything(seed, verbose=False)
-    matrix, residual = initial(pair, init, seed)
+    matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
     # The method starts at A alone: a residual displacement d of a start phi_0(p) = A(p + d(p)) goes in here.
     pair = replace(pair, start=io.linear_only((matrix, residual), f"--init {init}"))
     check_overlap(pair)
@@ -162,8 +163,11 @@ def register(
     return Result(method.transform(), evaluation, method, pair, seconds, files, step < steps, step)
 
 
-def initial(pair: Pair, init: str, seed: int = 0) -> tuple[Tensor, Tensor | None]:
-    """The start phi_0(p) = A(p + d(p)) of a pair by name, or from a file (`medinr.io.read_start`); d may be None."""
+def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The start phi_0(p) = A(p + d(p)) of a pair by name, or from a file (`medinr.io.read_start`); d may be None.
+
+    ``multimodal``: a start by name expects no like intensities of the two images.
+    """
     if init in STARTS:
         # Each channel in its own window; the start looks at their mean.
         fixed, moving = (
@@ -171,7 +175,8 @@ def initial(pair: Pair, init: str, seed: int = 0) -> tuple[Tensor, Tensor | None
             for i in (pair.fixed, pair.moving)
         )
         windows = [(0.0, 1.0) if len(i.data) > 1 else robust_window(i) for i in (fixed, moving)]
-        return find_start(fixed, moving, init, windows, pair.fixed_mask, pair.moving_mask, seed=seed), None  # type: ignore[arg-type]
+        masks = (pair.fixed_mask, pair.moving_mask)
+        return find_start(fixed, moving, init, windows, *masks, multimodal=multimodal, seed=seed), None  # type: ignore[arg-type]
     return io.read_start(init, pair.domain)
 
 
