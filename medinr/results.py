@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,35 @@ def write_results(
     evaluation: Evaluation,
     inverse: bool = False,
     extra: dict[str, Any] | None = None,
+    formats: Sequence[str] = (),
 ) -> list[Path]:
     """Write images, fields, carried labels and points, metrics and figures: all of them, or none at all.
 
+    What an earlier run wrote into the folder and this one does not (its ``files.json`` lists it) is removed: an old
+    inverse beside a new transform would be taken for its inverse.
+
+    Args:
+        out: the folder.
+        method: fitted; gives the transform and its checkpoint.
+        pair: the images.
+        evaluation: of the transform on the fixed grid.
+        inverse: also write the inverse displacement, on the moving grid.
+        extra: what metrics.json is to say beside the metrics.
+        formats: the transform in further forms (`medinr.io.FORMATS`).
+
     Raises:
-        UserError: a folder that cannot be written to; a full disk.
+        UserError: a folder that cannot be written to; a full disk; an unknown format.
     """
+    formats = io.check_formats(formats)
     with io.staged_folder(out) as staged:
         files = _write_all(staged, method, pair, evaluation, inverse, extra or {})
+        names = (pair.fixed.source, pair.moving.source)
+        files += io.write_transforms(
+            staged, formats, evaluation.displacement, method.transform().start, pair.domain, names
+        )
+        stale = io.replace_listing(Path(out), staged)
+    for file in stale:
+        file.unlink(missing_ok=True)
     return [Path(out) / file.relative_to(staged) for file in files]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medinr.errors import UserError
 from medinr.io.files import existing_file
-from medinr.io.images import load_nifti, nifti_values, save_nifti
+from medinr.io.images import NIFTI_SUFFIXES, load_nifti, nifti_values, save_nifti, suffix_of
 from medinr.space import Domain
 
 
@@ -24,6 +24,11 @@ def write_learn2reg(path: str | Path, displacement: Tensor, domain: Domain) -> N
         raise ValueError(f"{path}: expected displacements {(*domain.shape, 3)}, got {tuple(displacement.shape)}")
     to_voxels = domain.world_to_voxel[:3, :3].to(displacement.device, torch.float32)
     save_nifti(path, (displacement.detach().float() @ to_voxels.T).cpu().numpy(), domain)
+
+
+def is_learn2reg(path: Path) -> bool:
+    """Whether an existing file has the shape of such a displacement: NIfTI, (X, Y, Z, 3)."""
+    return suffix_of(path) in NIFTI_SUFFIXES and tuple(load_nifti(path).shape[3:]) == (3,)
 
 
 def read_learn2reg(path: str | Path, domain: Domain) -> Tensor:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from medinr.errors import UserError
 from medinr.io.files import existing_file
-from medinr.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES, load_nifti, suffix_of
+from medinr.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES, suffix_of
 from medinr.io.itk_transforms import ItkTransform, is_itk_transform
-from medinr.io.learn2reg import read_learn2reg
+from medinr.io.learn2reg import is_learn2reg, read_learn2reg
 from medinr.io.matrices import invertible, read_matrix
 from medinr.io.transforms import read_displacement
 from medinr.sampling import interpolate
@@ -57,7 +57,7 @@ def read_start(path: str | Path, domain: Domain) -> tuple[Matrix, Tensor | None]
 
 def displacement_on(file: Path, domain: Domain) -> Tensor:
     """The displacement of a field file at the voxel centres of a grid: [X, Y, Z, 3], RAS mm (float32)."""
-    if suffix_of(file) in NIFTI_SUFFIXES and len(load_nifti(file).shape) == 4:
+    if is_learn2reg(file):
         return read_learn2reg(file, domain)
     field, own = read_displacement(file)
     return field if own.same_grid(domain) else sample(field, own, domain)

@@ -9,6 +9,7 @@ import medinr
 from medinr import cli, io
 from medinr.commands.apply import load_transform
 from medinr.errors import RegistrationWarning, UserError
+from medinr.fields.dense import evaluate_dense
 from medinr.fields.transform import Transform
 from medinr.space import Domain, transform_points
 from tests.medinr import pairs
@@ -30,6 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     io.write_image(out / "half.nii.gz", image.data[0] / 7, REFERENCE)
     io.write_points(out / "points.csv", pairs.points(20, 25.0))
     (out / "bad.csv").write_text("x,y,z\n1,2,three\n")
+    (out / "bad.ckpt").write_text("no checkpoint")
+    dense = evaluate_dense(load_transform(out / "plain.ckpt"), pairs.CUBE, exact=True).displacement
+    io.write_displacement(out / "field.nii.gz", dense, pairs.CUBE)
+    io.write_learn2reg(out / "disp.nii.gz", dense, pairs.CUBE)
+    io.write_itk_affine(out / "affine.tfm", torch.eye(4))
+    empty = torch.full(pairs.CUBE.shape, torch.nan)
+    io.write_image(out / "grid.nii.gz", empty, pairs.CUBE)
     torch.save({"state_dict": {}}, out / "foreign.ckpt")
     return out
 
@@ -127,7 +135,11 @@ MISTAKES = {
     "voxels of what": ("plain.ckpt --out x --points points.csv --points-space voxel", "needs --reference"),
     "missing checkpoint": ("no.ckpt --out x --points points.csv", "no.ckpt: no such checkpoint"),
     "foreign checkpoint": ("foreign.ckpt --out x --points points.csv", "foreign.ckpt: a checkpoint of another program"),
-    "no checkpoint": ("image.nii.gz --out x --points points.csv", "image.nii.gz: not a readable checkpoint"),
+    "no checkpoint": ("bad.ckpt --out x --points points.csv", "bad.ckpt: not a readable checkpoint"),
+    "no field": ("image.nii.gz --out x --points points.csv", "image.nii.gz: expected a displacement of shape"),
+    "alpha of a field": ("field.nii.gz --out x --points points.csv --alpha [0.1]", "field.nii.gz holds one transform"),
+    "affine without a grid": ("affine.tfm --out x --image image.nii.gz", "--reference: affine.tfm has no grid"),
+    "Learn2Reg without a grid": ("disp.nii.gz --out x --points points.csv", "disp.nii.gz: a Learn2Reg displacement"),
     "alpha of a plain one": ("plain.ckpt --out x --points points.csv --alpha [0.1]", "plain.ckpt is not conditioned"),
     "two alphas": ("conditioned.ckpt --out x --points points.csv --alpha [0.1,0.2]", "alpha: expected 1 value"),
     "alpha too large": ("conditioned.ckpt --out x --points points.csv --alpha 2", "alpha: expected 1 value(s) in [0,"),
@@ -161,3 +173,49 @@ def test_python_raises_what_the_command_prints(folder: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="--device: expected one of"):
         medinr.apply(folder / "plain.ckpt", tmp_path / "x", points=str(folder / "points.csv"), device="gpu")
     assert not (tmp_path / "x").exists()
+
+
+def written_by_itk(folder: Path) -> Path:
+    """The plain checkpoint's transform as a composite of ITK."""
+    pytest.importorskip("SimpleITK")
+    transform = load_transform(folder / "plain.ckpt")
+    field, domain = io.read_displacement(folder / "field.nii.gz")
+    residual = io.residual_displacement(field, transform.start, domain)
+    io.write_composite(folder / "transform.h5", transform.start, residual, domain)
+    return folder / "transform.h5"
+
+
+@pytest.mark.parametrize("form", ["field.nii.gz", "disp.nii.gz", "transform.h5"])
+def test_files_of_all_forms_do_what_the_checkpoint_does(folder: Path, tmp_path: Path, form: str) -> None:
+    """Image, labels and points, forward; the reference holds no voxels that could be used (NaN)."""
+    if form.endswith("h5"):
+        written_by_itk(folder)
+    given = {"image": folder / "image.nii.gz", "labels": folder / "labels.nii.gz", "points": folder / "points.csv"}
+    given["reference"] = folder / "grid.nii.gz"
+    medinr.apply(folder / "plain.ckpt", tmp_path / "ours", exact=True, **given)
+    files = medinr.apply(folder / form, tmp_path / "theirs", **given)
+    assert [f.name for f in files] == ["image.nii.gz", "labels.nii.gz", "points.csv"]
+    ours, theirs = (io.read_image(tmp_path / n / "image.nii.gz").data for n in ("ours", "theirs"))
+    assert ((ours - theirs).abs() < 1).float().mean() > 0.999, "of 1000"
+    a, b = (io.read_labels(tmp_path / n / "labels.nii.gz", pairs.CUBE) for n in ("ours", "theirs"))
+    assert (a == b).float().mean() > 0.999
+    a, b = (io.read_points(tmp_path / n / "points.csv") for n in ("ours", "theirs"))
+    assert (a - b).norm(dim=1).max() < 0.2, "trilinear between voxels of 4 mm"
+
+
+@pytest.mark.parametrize("form", ["field.nii.gz", "transform.h5"])
+def test_inverse_of_a_file(folder: Path, tmp_path: Path, form: str) -> None:
+    if form.endswith("h5"):
+        written_by_itk(folder)
+    io.write_points(tmp_path / "p.mrk.json", pairs.points(20, 25.0))
+    medinr.apply(folder / form, tmp_path / "there", points=tmp_path / "p.mrk.json")
+    [back] = medinr.apply(folder / form, tmp_path / "back", points=tmp_path / "there" / "points.mrk.json", inverse=True)
+    assert back.name == "points.mrk.json", "in the form that it was given"
+    assert (io.read_points(back) - pairs.points(20, 25.0)).norm(dim=1).max() < 0.01
+
+
+def test_a_matrix_in_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1 0 0 5\n0 1 0 0\n0 0 1 -2\n0 0 0 1\n")
+    medinr.apply(tmp_path / "a.txt", tmp_path, points=folder / "points.csv")
+    gap = io.read_points(tmp_path / "points.csv") - io.read_points(folder / "points.csv")
+    assert (gap - torch.tensor([5.0, 0, -2])).abs().max() < 1e-5

@@ -8,7 +8,7 @@ from medinr.sampling import interpolate
 from medinr.space import Domain, Image, transform_points
 from tests.medinr import grids
 
-START = torch.tensor([[1, 0.1, 0, 2.0], [-0.1, 1, 0, 0], [0, 0, 1.1, -3], [0, 0, 0, 1]], dtype=torch.float64)
+START = torch.tensor([[1, 0.02, 0, 2.0], [-0.01, 1, 0, 0], [0, 0, 1.01, -3], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 def case() -> tuple[Image, Domain, torch.Tensor]:

@@ -1,0 +1,85 @@
+"""Further forms of a transform, and results of an earlier run in the same folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from medinr import io
+from medinr.errors import UserError
+from medinr.fields.dense import evaluate_dense
+from medinr.io.exports import learn2reg_name
+from medinr.io.listing import LISTING, listed
+from medinr.results import evaluate, write_results
+from medinr.space import transform_points
+from tests.medinr import pairs
+
+
+def test_every_form_is_the_transform(tmp_path: Path) -> None:
+    """h5 by ITK itself, affine and residual by what their names say, Learn2Reg by its voxels."""
+    sitk = pytest.importorskip("SimpleITK")
+    transform = pairs.plain_method().transform()
+    dense = evaluate_dense(transform, pairs.CUBE, exact=True).displacement
+    files = io.write_transforms(tmp_path, ("h5", "affine", "l2r"), dense, transform.start, pairs.CUBE)
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(f.name for f in files)
+    world = transform_points(pairs.CUBE.voxel_to_world, pairs.CUBE.voxels().double())
+    moved = transform(world)
+    assert (moved - world).norm(dim=1).min() > 0.1
+
+    flip = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    composite = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    some = torch.randint(len(world), (200,))
+    theirs = [composite.TransformPoint(p) for p in (world[some] * flip).tolist()]
+    assert (torch.tensor(theirs, dtype=torch.float64) * flip - moved[some]).norm(dim=1).max() < 1e-3
+
+    matrix, _ = io.read_start(tmp_path / "affine.tfm", pairs.CUBE)
+    residual, _ = io.read_displacement(tmp_path / "residual_displacement.nii.gz")
+    assert (transform_points(matrix, world + residual.reshape(-1, 3).double()) - moved).norm(dim=1).max() < 1e-3
+    assert "affine.tfm after it" in json.loads((tmp_path / "residual_displacement.json").read_text())["note"]
+
+    voxels = io.read_learn2reg(tmp_path / "disp_fixed_moving.nii.gz", pairs.CUBE)
+    assert (voxels - dense).abs().max() < 1e-4
+
+
+def test_names_of_learn2reg() -> None:
+    assert learn2reg_name(("a/OASIS_0412_0000.nii.gz", "b/OASIS_0413_0000.nii.gz")) == "disp_0412_0413.nii.gz"
+    assert learn2reg_name(("scan_20240101.nii.gz", "OASIS_0413_0000.nii.gz")) == "disp_fixed_moving.nii.gz"
+    assert learn2reg_name(()) == "disp_fixed_moving.nii.gz"
+
+
+def test_unknown_forms() -> None:
+    with pytest.raises(UserError, match="--write: expected some of h5, affine, l2r, separated by commas, got nii"):
+        io.check_formats(("affine", "nii"))
+    assert io.check_formats(["l2r", "affine", "l2r"]) == ("l2r", "affine")
+
+
+def test_results_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+    """Only what the list names, inside the folder; the user's own files stay, and nothing else is reached."""
+    pair, method, out = pairs.pair(), pairs.plain_method(), tmp_path / "out"
+    evaluation = evaluate(method.transform(), pair)
+    out.mkdir()
+    (out / "affine.tfm").write_text("the user's own, from before")
+    first = write_results(out, method, pair, evaluation, inverse=True, formats=("l2r",))
+    (out / "inverse_displacement_of_mine.nii.gz").write_text("the user's own")
+    (tmp_path / "outside.txt").write_text("the user's own")
+    assert (out / "inverse_displacement.nii.gz").exists() and out / "disp_fixed_moving.nii.gz" in first
+    content = json.loads((out / LISTING).read_text())
+    os.symlink(tmp_path / "outside.txt", out / "link.txt")
+    content["files"] += ["../outside.txt", str(tmp_path / "outside.txt"), "figures", "link.txt", "missing.txt", 7]
+    (out / LISTING).write_text(json.dumps(content))
+
+    write_results(out, method, pair, evaluation)
+    gone = {"inverse_displacement.nii.gz", "inverse_displacement.json", "disp_fixed_moving.nii.gz"}
+    assert not gone & {f.name for f in out.iterdir()}
+    assert gone.isdisjoint(listed(out)) and (out / "displacement.nii.gz").exists()
+    for name in ("affine.tfm", "inverse_displacement_of_mine.nii.gz", "../outside.txt", "link.txt", "figures"):
+        assert (out / name).exists(), name
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"files": ["a.txt"]}', '{"written_by": "medinr", "files": 3}'])
+def test_lists_that_are_not_ours_remove_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / LISTING).write_text(text)
+    (tmp_path / "a.txt").write_text("stays")
+    assert listed(tmp_path) == []
