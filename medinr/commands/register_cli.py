@@ -55,6 +55,7 @@ def register_parser() -> Any:
 
     written = parser.add_argument_group("what is written")
     written.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
+    written.add_argument("--write", type=str, default="", help="further forms of the transform: h5,affine,l2r")
     written.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
     return parser
 
@@ -66,6 +67,7 @@ def main(args: list[str]) -> int:
         channels = options.pop(f"{side}_channel")
         if channels:
             options[side] = [options[side], *channels]
+    options["write"] = tuple(name.strip() for name in options["write"].split(",") if name.strip())
     begin = time.perf_counter()
     result = register(**options, progress=True, keep_interrupted=True)
     print(summary(result.metrics))

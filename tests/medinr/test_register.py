@@ -44,6 +44,7 @@ WRITTEN = {
     "displacement.json",
     "jacobian_determinant.nii.gz",
     "metrics.json",
+    "files.json",
     "transform.ckpt",
     "registration.png",
     "warped_labels.nii.gz",
