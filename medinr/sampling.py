@@ -41,23 +41,33 @@ def nearest(labels: Tensor, voxels: Tensor) -> Tensor:
 
 
 def gaussian_smooth(volume: Volume, sigma_mm: float, spacing: Sequence[float]) -> Volume:
-    """Gaussian smoothing with a standard deviation in mm (border continued), truncated at 3 standard deviations."""
+    """Gaussian smoothing with a standard deviation in mm (border continued), truncated at 3 standard deviations.
+
+    Each axis is one product with a banded matrix: the convolutions of torch write out every shifted copy of the volume
+    on a CPU, gigabytes of a large one, and take longer.
+    """
     if sigma_mm <= 0:
         return volume
-    out = volume[:, None]
+    out = volume
     for axis, step in enumerate(spacing):
-        sigma = sigma_mm / step
-        radius = min(math.ceil(3 * sigma), volume.shape[1 + axis] - 1)
+        sigma, n = sigma_mm / step, volume.shape[1 + axis]
+        radius = min(math.ceil(3 * sigma), n - 1)
         if sigma < 0.25 or radius < 1:
             continue
-        t = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
-        kernel = torch.exp(-0.5 * (t / sigma) ** 2)
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = -1
-        pad = [0] * 6
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
-        out = F.conv3d(F.pad(out, pad, mode="replicate"), (kernel / kernel.sum()).view(shape))
-    return out[:, 0]
+        matrix = _smoothing_matrix(n, sigma, radius).to(volume)
+        if axis == len(spacing) - 1:
+            out = out @ matrix.T
+        else:
+            out = (matrix @ out.reshape(-1, n, math.prod(out.shape[2 + axis :]))).reshape(out.shape)
+    return out
+
+
+def _smoothing_matrix(n: int, sigma: float, radius: int) -> Tensor:
+    """[n, n]: weights of a line's voxels in each smoothed one; beyond an end the last voxel counts again."""
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    columns = (torch.arange(n)[:, None] + offsets.long()).clamp(0, n - 1)
+    return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, columns, (kernel / kernel.sum()).expand(n, -1))
 
 
 def near(mask: Mask, domain: Domain, margin_mm: float) -> Mask:
