@@ -27,6 +27,8 @@ TURN = math.radians(35.0)
 """The poses that are tried: no turn, and this one about each axis in both directions."""
 BINS = 16
 """Of the correlation ratio."""
+MARGIN = 2.0
+"""Spread of the points around a mask, in the level's smoothing."""
 
 
 def rotation(vector: Tensor) -> Tensor:
@@ -159,8 +161,12 @@ class Comparison:
             similarity = correlation_ratio(self.values, moved, inside).clamp(min=1e-6).sqrt()
         else:
             similarity = ncc(self.values, moved, inside)
-        # Little overlap makes a high correlation easy: it must not win.
-        return similarity - (MINIMAL_OVERLAP - inside.mean(-1)).clamp(min=0) * 10
+        return similarity - self.missing(inside)
+
+    @staticmethod
+    def missing(inside: Tensor) -> Tensor:
+        """Penalty of too little overlap, which makes a high correlation easy: it must not win."""
+        return (MINIMAL_OVERLAP - inside.mean(-1)).clamp(min=0) * 10
 
     def improve(self, parameters: Tensor, iterations: int, rate: float) -> tuple[Tensor, Tensor]:
         """Adam on B transforms at once: the best parameters [B, p] and scores [B] that each has seen."""
@@ -183,7 +189,7 @@ class Comparison:
         """Mean local NCC [B] of patches of 3^3 samples at the first ``n`` points, squared for other contrasts.
 
         Unlike a correlation of the whole images it sees what a start does to the still parts beside a moving organ.
-        Patches count by their contrast in the fixed image, those without a partner as no agreement.
+        Patches count by their contrast in the fixed image.
         """
         x = self.x[:n, None] + patch_offsets(radius)
         fixed = self.fixed_at(x)
@@ -192,9 +198,10 @@ class Comparison:
         for one in parameters:  # patches are many: one transform at a time
             moved, inside = self.sample(one[None], x)
             local = ncc(fixed, moved[0], inside[0], 1e-4)
-            weight = contrast * inside[0].mean(-1)
             local = local.square() if self.multimodal else local
-            found.append((weight * local).sum() / weight.sum().clamp(min=1e-6))
+            weight = contrast * inside[0].mean(-1)
+            mean = (weight * local).sum() / weight.sum().clamp(min=1e-6)
+            found.append(mean - self.missing(inside[0].flatten()))
         return torch.stack(found)
 
 
@@ -214,6 +221,22 @@ def free_parameters(domain: Domain) -> Tensor:
     x, y, z = thick
     pairs = torch.stack((x * y, x * z, y * z))
     return torch.cat((pairs.flip(0), thick, thick, pairs))
+
+
+def sample_voxels(domain: Domain, n: int, generator: torch.Generator, mask: Mask | None, margin_mm: float) -> Tensor:
+    """Voxel coordinates [n, 3], uniform over the grid, or over a mask with a normal spread of ``margin_mm``.
+
+    The spread makes the borders of what is in the mask count: they say most of where it lies.
+    """
+    if mask is None:
+        return torch.rand(n, 3, generator=generator) * torch.tensor(domain.shape) - 0.5
+    flat = mask.cpu().flatten().nonzero()[:, 0]
+    flat = flat[torch.randint(len(flat), (n,), generator=generator)]
+    _, ny, nz = domain.shape
+    voxels = torch.stack((flat // (ny * nz), flat // nz % ny, flat % nz), dim=1)
+    spread = margin_mm / torch.tensor(domain.spacing, dtype=torch.float32)
+    voxels = voxels + spread * torch.randn(n, 3, generator=generator) + torch.rand(n, 3, generator=generator) - 0.5
+    return voxels.clamp(min=-0.5).minimum(torch.tensor(domain.shape) - 0.5)
 
 
 def poses(shifts: Sequence[Tensor]) -> Tensor:
@@ -239,6 +262,8 @@ def find_start(
     patches chooses between the affine, the rigid transform and the identity.
 
     Args:
+        fixed_mask: where the fixed image counts: after the coarsest level only points in and around it are compared.
+        moving_mask: with ``fixed_mask``, for the centres of mass.
         windows: intensities of either image that become 0 and 1.
         multimodal: the contrasts are related by any function, an inversion included: correlation ratio for NCC.
     """
@@ -267,8 +292,10 @@ def find_start(
     shifts = [to_frame[:3, :3] @ mm for mm in offsets]
     free = free_parameters(f.domain)
     levels = []
-    for (a, b), (_, n) in zip(images, LEVELS, strict=True):
-        voxels = torch.rand(n, 3, generator=generator) * torch.tensor(f.domain.shape) - 0.5
+    for i, ((a, b), (share, n)) in enumerate(zip(images, LEVELS, strict=True)):
+        # Where to look is found by all that is to be seen; how to lie there, by what counts.
+        mask, margin_mm = (fixed_mask if i else None), MARGIN * share * max(f.domain.sides_mm)
+        voxels = sample_voxels(f.domain, n, generator, mask, margin_mm)
         x = transform_points(to_frame @ f.domain.voxel_to_world, voxels.double()).float()
         levels.append(Comparison(x, frame, a, b, m.domain, free, multimodal))
     coarse, middle, fine = levels

@@ -117,6 +117,23 @@ def test_an_affine_that_harms_the_still_parts_is_refused() -> None:
     assert (transform_points(found, away) - away).norm(dim=1).mean() < 1
 
 
+def test_a_mask_says_what_the_start_follows() -> None:
+    """Two bodies that part: the start follows the one in the mask."""
+    middle = torch.tensor([24.0, 0.0, 0.0]).double()
+
+    def bodies(world: Tensor, left: float, right: float) -> Tensor:
+        along = torch.tensor([0.0, 1.0, 0.0]).double()
+        return pairs.blob(2 * (world + middle - left * along)) + pairs.blob(2 * (world - middle - right * along))
+
+    fixed = pairs.sampled(pairs.CUBE, lambda w: bodies(w, 0.0, 0.0))
+    moving = pairs.sampled(pairs.CUBE, lambda w: bodies(w, 6.0, -6.0))
+    where = transform_points(pairs.CUBE.voxel_to_world, pairs.CUBE.voxels().double())
+    for side, shift in ((-1, 6.0), (1, -6.0)):
+        mask = ((where - side * middle).norm(dim=1) < 15).reshape(pairs.CUBE.shape)
+        moved = transform_points(start(fixed, moving, "rigid", fixed_mask=mask), side * middle[None])
+        assert torch.allclose(moved - side * middle, torch.tensor([[0.0, shift, 0.0]]).double(), atol=2.0)
+
+
 def test_images_far_apart_in_the_world_are_brought_together() -> None:
     truth = torch.eye(4).double()
     truth[:3, 3] = torch.tensor([200.0, -150.0, 90.0])
