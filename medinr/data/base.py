@@ -14,6 +14,7 @@ from medinr.data.pair import Pair
 from medinr.data.report import check_pair, pair_report
 from medinr.data.transforms import CropToMaskd, PlainTensorsd, ReadImaged, Resampled, pair_of
 from medinr.errors import UserError
+from medinr.io import is_dicom
 from medinr.space import Domain
 
 
@@ -142,12 +143,19 @@ class MedINRDataModule(lightning.LightningDataModule):
 
 
 def fingerprint(item: dict[str, Any], transforms: list[Any]) -> str:
-    """A name for the outcome of ``transforms`` on ``item``: settings, and size and date of each file."""
+    """A name for the outcome of ``transforms`` on ``item``: settings, and size and date of each file.
+
+    The slices of a DICOM series count one by one, those beside a slice too.
+    """
     files = []
     for value in [v for many in item.values() for v in (many if isinstance(many, list) else [many])]:
-        if isinstance(value, str | Path) and os.path.isfile(value):
-            stat = os.stat(value)
-            files.append((str(value), stat.st_size, stat.st_mtime_ns))
+        path = Path(value) if isinstance(value, str | Path) else None
+        if path is None or not path.exists():
+            continue
+        folder = path if path.is_dir() else path.parent if is_dicom(path) else None
+        for file in sorted(folder.iterdir()) if folder else [path]:
+            stat = os.stat(file)
+            files.append((str(path), file.name, stat.st_size, stat.st_mtime_ns))
     settings = [
         (type(t).__name__, sorted((k, repr(v)) for k, v in vars(t).items() if k.isidentifier() and k[0] != "_"))
         for t in transforms

@@ -1,5 +1,6 @@
 """DICOM series: the real ones equal their NIfTI files, and a stack that is no grid is refused."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import medinr
+from data_modules.fourdct import FourDCT
+from data_modules.pair import PairDataModule
+from medinr.commands.presets import PRESETS, Preset
+from medinr.data.base import fingerprint
 from medinr.errors import RegistrationWarning, UserError
 from medinr.io import read_image
 from medinr.io.images import read_domain
@@ -137,3 +143,38 @@ def test_damaged_slices_are_told_of(tmp_path: Path) -> None:
     files[4].write_bytes(files[4].read_bytes()[:-60])
     with pytest.warns(RegistrationWarning, match=r"1 DICOM file\(s\) are not read, b95.dcm first"):
         assert read_image(tmp_path).domain.shape == (9, 7, 4)
+
+
+@pytest.mark.slow
+def test_popi_registers_the_same_from_dicom_and_from_nifti(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed, one displacement, to the last bit."""
+    pytest.importorskip("SimpleITK")
+    monkeypatch.setitem(PRESETS, "fast", Preset((16, 16), 256, 3))
+    folder = shared / "data" / "popi_4dct"
+    found = []
+    for files in (("dicom/00", "dicom/50"), ("popi_T00.nii.gz", "popi_T50.nii.gz")):
+        images = [folder / name for name in files]
+        found.append(medinr.register(*images, preset="fast", init="none", seed=3).evaluation)
+    assert torch.equal(found[0].displacement, found[1].displacement) and found[0].displacement.abs().max() > 0
+    assert found[0].metrics == found[1].metrics
+
+
+def test_data_modules_take_series(shared: Path, tmp_path: Path) -> None:
+    """The folder of a phase in place of its file, and one slice in place of the folder."""
+    pytest.importorskip("SimpleITK")
+    folder = shared / "data" / "popi_4dct"
+    phases = FourDCT(str(folder / "dicom"), 0, 50, pattern="{phase:02d}", masks="none").pair
+    files = PairDataModule(str(folder / "dicom" / "00" / "00-slice001.dcm"), str(folder / "popi_T50.nii.gz")).pair
+    for side in ("fixed", "moving"):
+        assert torch.equal(getattr(phases, side).data, getattr(files, side).data)
+        assert getattr(phases, side).domain.same_grid(getattr(files, side).domain)
+
+
+def test_a_cached_series_is_read_again_when_a_slice_changes(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "s", grids.domain("flipped", SIZE), scan().round())
+    names = set()
+    for item in ({"fixed": str(tmp_path / "s")}, {"fixed": str(files[1])}):
+        names.add(fingerprint(item, []))
+        os.utime(files[0], ns=(1, len(names)))
+        names.add(fingerprint(item, []))
+    assert len(names) == 4
