@@ -55,6 +55,19 @@ def errors(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
+def big(rows: Sequence[Row]) -> str:
+    """One line a row: time and memory of the large pair."""
+    return table(
+        ["row", "seconds", "processor s", "fit s", "evaluation s", "peak GiB", "TRE initial", "TRE", "folding %"],
+        [
+            [r["row"], f"{r['seconds']:.0f}", f"{r['seconds_processor']:.0f}", f"{r['seconds/fit']:.0f}",
+             f"{r['seconds/evaluation']:.0f}", f"{r['peak_gib']:.2f}", f"{r['tre/initial_mean']:.2f}",
+             f"{r['tre/mean']:.2f}", f"{r['folding/percent']:.3f}"]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
 def cidir(rows: Sequence[Row]) -> str:
     """Curves and choices of cIDIR for each seed, and IDIR at single alphas."""
     parts = []
@@ -91,6 +104,7 @@ def main() -> None:
     print("### Known warps of POPI T10\n\n" + errors(pick(rows, "warp")))
     print("### Phantom\n\n" + errors(pick(rows, "phantom")))
     print("### cIDIR\n\n" + cidir(rows))
+    print("### A large pair\n\n" + big(pick(rows, "big")))
     print("### Published IDIR\n\n" + errors(pick(rows, "idir")))
 
 
