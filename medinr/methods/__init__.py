@@ -3,5 +3,13 @@
 from medinr.methods.base import RegistrationMethod, load_method
 from medinr.methods.conditioned import ConditionedRegistration
 from medinr.methods.pair import PairRegistration
+from medinr.methods.refined import RefinedRegistration, Refinement
 
-__all__ = ["ConditionedRegistration", "PairRegistration", "RegistrationMethod", "load_method"]
+__all__ = [
+    "ConditionedRegistration",
+    "PairRegistration",
+    "RefinedRegistration",
+    "Refinement",
+    "RegistrationMethod",
+    "load_method",
+]

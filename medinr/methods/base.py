@@ -277,7 +277,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
                 "second derivatives need float32, and float16 has too small a range for derivatives"
             )
         pair = self.pair or self.trainer.datamodule.pair  # type: ignore[attr-defined]
-        self.cover(pair.domain)  # the parameters must exist before the optimizer takes them
+        self.domain = self.cover(pair.domain)  # the parameters must exist before the optimizer takes them
 
     def on_fit_start(self) -> None:
         self._ready()

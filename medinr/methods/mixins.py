@@ -126,9 +126,13 @@ class INRMixin:
 class RegularizerMixin:
     """Evaluates the host's penalties, each at its own share of the points and along its own directions."""
 
-    map: Map
     domain: Domain
     penalties: Mapping[str, Regularizer]
+
+    @property
+    def motion(self) -> Map:
+        """The map that is fitted."""
+        raise NotImplementedError
 
     def penalty(self, regularizer: Regularizer, x: Points, u: Jet, context: Tensor | None = None) -> Scalar:
         """Raw penalty; ``u`` is a jet at x that is used again where it already holds what is needed."""
@@ -139,7 +143,7 @@ class RegularizerMixin:
             seed = jets.seed(x[:n], regularizer.order)
         else:
             return self._raw(regularizer, u[slice(0, n)])
-        return self._raw(regularizer, within(self.map, self.domain).displacement_jet(seed, context))
+        return self._raw(regularizer, self.motion.displacement_jet(seed, context))
 
     def _raw(self, regularizer: Regularizer, u: Jet) -> Scalar:
         unit = self.domain.unit_mm / REFERENCE_LENGTH_MM if self.domain.scale == "isotropic" else 1.0

@@ -61,7 +61,7 @@ class NoRule(Field):
 
 def lattice(**options: object) -> CubicLattice:
     """Two levels over a box of 40 x 30 x 20 mm, with random coefficients."""
-    field = CubicLattice(**{"spacings_mm": (12.0, 5.0), **options})  # type: ignore[arg-type]
+    field = CubicLattice(**{"spacings": (12.0, 5.0), **options})  # type: ignore[arg-type]
     field.cover(Domain.of((20, 15, 10), torch.diag(torch.tensor([2.0, -2.0, 2.0, 1.0]))))
     for level in field.levels:
         torch.nn.init.normal_(level, std=0.1)

@@ -145,7 +145,7 @@ def test_another_writer_of_the_last_checkpoint_is_refused(run: Run, folder: Path
 
 def test_a_lattice_that_takes_its_size_from_the_image_continues(run: Run, folder: Path) -> None:
     siren = "{class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}"
-    lattice = "{class_path: CubicLattice, init_args: {spacings_mm: [16, 8]}}"
+    lattice = "{class_path: CubicLattice, init_args: {spacings: [16, 8]}}"
     text = (folder / "tiny.yaml").read_text()
     (folder / "lattice.yaml").write_text(text.replace(siren, lattice).replace("max_steps: 40", "max_steps: 10"))
     common = ("--config", "lattice.yaml", "--wandb", "false")

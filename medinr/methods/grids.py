@@ -1,0 +1,182 @@
+"""Whole regular grids of points, on which a control lattice is refined."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medinr import jets
+from medinr.data.pair import Pair
+from medinr.losses.volumes import VolumeNCC
+from medinr.methods.levels import ENOUGH, Level, Window, pyramid
+from medinr.sampling import informative, interpolate, nearest
+from medinr.space import Domain, transform_points
+from medinr.types import Mask, Matrix, Scalar
+
+LEAST = 4
+"""An axis keeps this many samples, however coarse the grid."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid parallel to the normalised axes, over the part of the fixed image that says something.
+
+    Attributes:
+        lines: ascending normalised coordinates along each axis.
+        points: [X, Y, Z, 3], their product.
+        level: both images as they are compared on this grid.
+        similarities: one for each channel.
+        weight: of the window around each point, as far as the fixed image decides it.
+        shrink: distance of the points in voxels (geometric mean), which may exceed what was asked for.
+    """
+
+    lines: tuple[Tensor, Tensor, Tensor]
+    points: Tensor
+    level: Level
+    similarities: list[VolumeNCC]
+    weight: Tensor
+    shrink: float
+
+    @property
+    def steps(self) -> list[float]:
+        """Distance of neighbouring points along each axis; 0 along an axis of one point."""
+        return [float(line[1] - line[0]) if len(line) > 1 else 0.0 for line in self.lines]
+
+
+def voxel_mm(domain: Domain) -> float:
+    """Geometric mean of the voxel's sides."""
+    return float(math.prod(domain.spacing) ** (1 / 3))
+
+
+def axis_lines(domain: Domain, shrink: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised coordinates along each axis of a grid of about ``shrink`` voxels between voxels ``low`` and ``high``.
+
+    Where the voxel axes are parallel to the world's, the grid's points are voxel centres; else they lie evenly.
+    """
+    matrix = domain.voxel_to_normalised
+    linear = matrix[:3, :3]
+    target = shrink * voxel_mm(domain)
+    main = linear.abs().argmax(dim=1)
+    rest = linear.abs().sum(1) - linear.abs().max(dim=1).values
+    lines = []
+    if len(set(main.tolist())) == 3 and float(rest.max()) < 1e-6:
+        for axis, voxel_axis in enumerate(main.tolist()):
+            first, last = int(low[voxel_axis]), int(high[voxel_axis])
+            n = last - first + 1
+            stride = max(1, min(round(target / domain.spacing[voxel_axis]), n // LEAST))
+            index = torch.arange(first + (n - 1) % stride // 2, last + 1, stride)
+            lines.append((linear[axis, voxel_axis] * index + matrix[axis, 3]).sort().values.float())
+    else:
+        corners = torch.cartesian_prod(*(torch.stack((a, b)).double() for a, b in zip(low, high, strict=True)))
+        box = transform_points(matrix, corners)
+        for a, b in zip(box.min(0).values.tolist(), box.max(0).values.tolist(), strict=True):
+            n = max(LEAST, math.ceil((b - a) * domain.unit_mm / target) + 1)
+            lines.append(torch.linspace(a, b, n))
+    x, y, z = lines
+    return x, y, z
+
+
+def box_of(region: Mask, margin: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """First and last voxel [3] of a region's box and a margin."""
+    low, high = [], []
+    for axis, (n, m) in enumerate(zip(region.shape, margin, strict=True)):
+        found = region.movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0]
+        low.append(max(0, int(found[0]) - m))
+        high.append(min(n - 1, int(found[-1]) + m))
+    return torch.tensor(low), torch.tensor(high)
+
+
+def make_grid(
+    pair: Pair,
+    windows: Sequence[Sequence[Window]],
+    domain: Domain,
+    shrink: float,
+    radius: int,
+    floor: float,
+    signed: bool,
+    mask: Mask | None,
+    most: int,
+) -> Grid:
+    """The grid of one stage; see `Refinement` for the arguments.
+
+    The region is the mask, or the voxels whose windows are not constant. Excluded voxels take the windows that touch
+    them out of the comparison.
+    """
+    unit = voxel_mm(domain)
+    level = pyramid(pair, windows, (0.5 * shrink * unit if shrink > 1 else 0.0,))[0]
+    reach = (radius + 1) * shrink
+    region = informative(level.fixed, domain, reach * unit) if mask is None else mask
+    if not bool(region.any()) or (mask is None and float(region.float().mean()) > ENOUGH):
+        region = torch.ones_like(region)
+    low, high = box_of(region, [math.ceil(reach * unit / s) for s in domain.spacing])
+    lines = axis_lines(domain, shrink, low, high)
+    while math.prod(len(line) for line in lines) > most:
+        shrink *= 1.25
+        lines = axis_lines(domain, shrink, low, high)
+        level = level._replace(smoothing_mm=-1.0)
+    if level.smoothing_mm < 0:
+        level = pyramid(pair, windows, (0.5 * shrink * unit,))[0]
+    device = level.fixed.device
+    x, y, z = (line.to(device) for line in lines)
+    points = torch.stack(torch.meshgrid(x, y, z, indexing="ij"), dim=-1)
+    source = transform_points(domain.normalised_to_voxel, points)
+    fixed = interpolate(level.fixed, source)
+    weight = (domain.contains_voxels(source) & nearest(region, source)).float()
+    if pair.fixed_exclude is not None:
+        weight = weight * untouched(nearest(pair.fixed_exclude, source), radius)
+    similarities = [VolumeNCC(channel, radius, floor, signed) for channel in fixed]
+    return Grid((x, y, z), points, level, similarities, weight, shrink)
+
+
+def untouched(excluded: Tensor, radius: int) -> Tensor:
+    """1 where a window of ``radius`` holds no excluded voxel, else 0."""
+    sides = [min(2 * radius + 1, 2 * n - 1) for n in excluded.shape]
+    grown = torch.nn.functional.max_pool3d(
+        excluded[None, None].float(), sides, stride=1, padding=[(s - 1) // 2 for s in sides]
+    )
+    return 1 - grown[0, 0]
+
+
+def compare_on_grid(
+    grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None, moving_exclude: Mask | None
+) -> tuple[Scalar, Scalar]:
+    """Similarity of the images through id + u on a grid, u [X, Y, Z, 3]; and the overlap."""
+    target = transform_points(to_moving, grid.points + u)
+    with torch.no_grad():
+        upper = torch.tensor(grid.level.moving.shape[1:], device=u.device) - 0.5
+        weight = grid.weight * ((target >= -0.5) & (target <= upper)).all(-1)
+        if moving_mask is not None:
+            weight = weight * nearest(moving_mask, target)
+        if moving_exclude is not None:
+            weight = weight * untouched(nearest(moving_exclude, target), grid.similarities[0].radius)
+    moved = interpolate(grid.level.moving, target)
+    losses = [similarity(m, weight) for similarity, m in zip(grid.similarities, moved, strict=True)]
+    return torch.stack(losses).mean(), weight.sum() / grid.weight.sum().clamp(min=1)
+
+
+def differences(u: Tensor, steps: Sequence[float]) -> list[Tensor]:
+    """Forward differences of [X, Y, Z, c] along each axis by normalised length; zero along an axis of one point."""
+    return [u.diff(dim=axis) / step if step else torch.zeros_like(u) for axis, step in enumerate(steps)]
+
+
+def bending_on_grid(u: Tensor, steps: Sequence[float]) -> Scalar:
+    """Bending energy by finite differences: mean of the squared second derivatives, mixed ones twice."""
+    total = u.new_zeros(())
+    first = differences(u, steps)
+    for a in range(3):
+        if not steps[a]:
+            continue
+        for b in range(a, 3):
+            if steps[b] and first[a].shape[b] > 1:
+                total = total + (1.0 if a == b else 2.0) * (first[a].diff(dim=b) / steps[b]).square().sum(-1).mean()
+    return total
+
+
+def barrier_on_grid(u: Tensor, steps: Sequence[float], eps: float = 0.1) -> Scalar:
+    """mean relu(eps - det(I + Du)) with forward differences."""
+    corner = [max(1, n - 1) if s else n for n, s in zip(u.shape, steps, strict=False)]
+    columns = [d[: corner[0], : corner[1], : corner[2]] for d in differences(u, steps)]
+    jacobian = torch.stack(columns, dim=-1) + torch.eye(3, device=u.device)
+    return (eps - jets.det(jacobian)).clamp(min=0).mean()

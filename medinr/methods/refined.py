@@ -1,0 +1,253 @@
+"""Registration by a network for the large motion and a control lattice, refined on whole grids, for the detail."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medinr.configured import Configured
+from medinr.data.pair import Pair
+from medinr.errors import UserError
+from medinr.fields import CubicLattice, Field, Map, Sum, as_map
+from medinr.fields.planar import within
+from medinr.losses import Regularizer, Similarity
+from medinr.methods.base import RegistrationMethod
+from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, compare_on_grid, make_grid, voxel_mm
+from medinr.methods.levels import Level, Window
+from medinr.ranks import world_size
+from medinr.types import Points, Scalar
+
+
+class Refinement(Configured):
+    """How the lattice is refined: stages from coarse to fine, all lengths in voxels (geometric mean of the sides).
+
+    A stage compares both images on a regular grid of ``shrink`` voxels, with the local NCC of windows of
+    (2 radius + 1)^3 of its points, and moves the control lattices of ``spacings`` * shrink voxels; coarser ones stay.
+
+    Args:
+        shrinks: distance of the grid's points, one for each stage.
+        steps: optimizer steps of each stage.
+        spacings: of the control points that a stage moves, in units of its shrink.
+        radius: half side of the windows in points of the grid.
+        floor: added to both variances of the local NCC.
+        signed: False takes the square of the NCC, for images of inverted contrast.
+        bending: weight of the bending energy with the voxel as the unit of length, of all stages.
+        barrier: weight of mean relu(0.1 - det J).
+        lr: learning rate of Adam in voxels of the stage's grid.
+        most: a stage's grid has at most this many points; larger images get a larger distance.
+    """
+
+    def __init__(
+        self,
+        shrinks: Sequence[float] = (4.0, 2.0, 1.0),
+        steps: Sequence[int] = (60, 40, 20),
+        spacings: Sequence[float] = (6.0, 3.0),
+        radius: int = 2,
+        floor: float = 1e-4,
+        signed: bool = True,
+        bending: float = 1.0,
+        barrier: float = 10.0,
+        lr: float = 0.2,
+        most: int = 4_000_000,
+    ) -> None:
+        if len(shrinks) != len(steps) or not shrinks or min(shrinks) <= 0 or min(steps) < 1:
+            raise UserError(f"refinement: expected one number of steps for each shrink, got {steps} for {shrinks}")
+        if radius < 1 or min(spacings, default=0) <= 0:
+            raise UserError(f"refinement: expected spacings and a radius above 0, got {spacings} and {radius}")
+        self.shrinks, self.steps, self.spacings = tuple(shrinks), tuple(steps), tuple(spacings)
+        self.radius, self.floor, self.signed = radius, floor, signed
+        self.bending, self.barrier, self.lr, self.most = bending, barrier, lr, most
+
+    @property
+    def lattice(self) -> list[float]:
+        """All spacings of control points in voxels, coarse to fine."""
+        return sorted({s * shrink for s in self.spacings for shrink in self.shrinks}, reverse=True)
+
+    def levels(self, stage: int, shrink: float) -> list[int]:
+        """Indices into `lattice` that a stage moves; where the grid had to be coarser, not those below 2 points."""
+        own = [s * self.shrinks[stage] for s in self.spacings]
+        return [self.lattice.index(s) for s in own if s >= 2 * shrink] or [self.lattice.index(max(own))]
+
+
+class RefinedRegistration(RegistrationMethod):
+    """u = network + control lattice: first the network on random points, then the lattice on whole grids.
+
+    A global network finds large motions, a lattice of cubic B-splines fine structure, at a small part of the cost: on a
+    grid its basis is a product, and the local NCC of all windows is a few box filters. (Free-form deformation: Rueckert
+    et al., IEEE TMI 18(8), 1999; a network that drives it: Sideri-Lampretsa et al., SINR, MIDL 2024.) In the second
+    part the network is frozen; the result is a field like any other, with exact jets, at any point.
+
+    Args:
+        field: the network (None: the lattice alone, from the start of the registration).
+        refinement: stages of the lattice. The last sum(steps) steps of the training are theirs, those before belong to
+            the network; a shorter training shortens all stages alike.
+
+    Other arguments as for `RegistrationMethod`; ``similarity``, ``points``, ``pyramid_mm``, ``regularizers`` and ``lr``
+    are the network's.
+    """
+
+    def __init__(
+        self,
+        field: Field | None,
+        refinement: Refinement,
+        similarity: Similarity,
+        regularizers: dict[str, Regularizer] | None = None,
+        points: int = 2048,
+        pyramid_mm: Sequence[float] = (8.0, 4.0),
+        lr: float = 3e-4,
+        warmup: float = 0.05,
+        cosine: bool = True,
+        overlap_weight: float = 1.0,
+        window: tuple[float, float] | None = None,
+        jitter: bool = True,
+        use_mask: bool = True,
+        use_moving_mask: bool = True,
+        landmark_weight: float = 0.0,
+        background: float = 0.1,
+    ) -> None:
+        lattice = CubicLattice(refinement.lattice, unit="voxel")
+        super().__init__(
+            lattice if field is None else Sum(field, lattice),
+            similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
+            use_moving_mask, "isotropic", landmark_weight, background,
+        )  # fmt: skip
+        self.refinement = refinement
+        self.network: list[Field] = [] if field is None else [field]
+        self.lattices: list[CubicLattice] = [lattice]
+        self._grid: tuple[int, Grid, Tensor] | None = None
+
+    def attach(self, pair: Pair) -> None:
+        super().attach(pair)
+        self._grid = None
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> list[int]:
+        """First step of each stage, and the end; steps before the first are the network's."""
+        total, own = self.total_steps, self.refinement.steps
+        scale = 1.0 if self.network and total >= sum(own) else total / sum(own)
+        ends = [total - round(scale * sum(own[i:])) for i in range(len(own))]
+        return [*ends, total]
+
+    @property
+    def stage(self) -> int | None:
+        """The stage of the present step; None: the network's part."""
+        if self._trainer is None:
+            return None
+        begun = [i for i, first in enumerate(self.schedule()[:-1]) if self.trainer.global_step >= first]
+        return begun[-1] if begun else None
+
+    @property
+    def _level_index(self) -> int:
+        if self._trainer is None:
+            return len(self.levels) - 1
+        share = self.trainer.global_step / max(self.schedule()[0], 1)
+        return min(int(share * len(self.levels)), len(self.levels) - 1)
+
+    @property
+    def level(self) -> Level:
+        return self.levels[self._level_index] if self.stage is None else self.grid()[1].level
+
+    @property
+    def motion(self) -> Map:
+        """The network alone while the lattice is still zero."""
+        return within(as_map(self.network[0]) if self.stage is None and self.network else self.map, self.domain)
+
+    def grid(self) -> tuple[list[int], Grid, Tensor]:
+        """Of the present stage: the levels that it moves, its grid, and the displacement [X, Y, Z, 3] of all else."""
+        stage = self.stage
+        assert stage is not None and self.pair is not None
+        if self._grid is None or self._grid[0] != stage:
+            self._grid = None  # the memory of the last one, before the next is made
+            r = self.refinement
+            flat = [(float(w[0]), float(w[1])) for w in self.state["windows"]]
+            n = len(self.pair.fixed.data)
+            windows: list[list[Window]] = [flat[:n], flat[n:]]
+            mask = self.pair.fixed_mask if self.use_mask else None
+            grid = make_grid(
+                self.pair, windows, self.domain, r.shrinks[stage], r.radius, r.floor, r.signed, mask, r.most
+            )
+            self._grid = (stage, grid, self.still(grid, r.levels(stage, grid.shrink)))
+        _, grid, still = self._grid
+        return self.refinement.levels(stage, grid.shrink), grid, still
+
+    @torch.no_grad()
+    def still(self, grid: Grid, moving: Sequence[int]) -> Tensor:
+        """What does not move in a stage: the network, and the other levels of the lattice."""
+        lattice = self.lattices[0]
+        others = [i for i in range(len(self.refinement.lattice)) if i not in moving]
+        u = lattice.on_grid(grid.lines, others)
+        for network in self.network:
+            flat = grid.points.reshape(-1, 3)
+            u += torch.cat([as_map(network).displacement(x) for x in flat.split(65_536)]).view_as(u)
+        return u
+
+    # -- the loss ------------------------------------------------------------------------------------------------
+
+    def objective(self, batch: Points) -> dict[str, Scalar]:
+        if self.stage is None:
+            data, raw = self.terms(batch)
+            return self.weigh(data, raw)
+        return self.refine()
+
+    def refine(self) -> dict[str, Scalar]:
+        """The loss of a stage, on its whole grid."""
+        r, (levels, grid, still) = self.refinement, self.grid()
+        u = still + self.lattices[0].on_grid(grid.lines, levels)
+        if self.domain.in_plane is not None:
+            u = u @ self.domain.in_plane.to(u)
+        similarity, overlap = compare_on_grid(grid, u, self.to_moving_voxels, self.moving_mask, self.moving_exclude)
+        voxel = voxel_mm(self.domain) / self.domain.unit_mm
+        bending = voxel**2 * bending_on_grid(u, grid.steps)
+        barrier = barrier_on_grid(u, grid.steps)
+        self._log({"overlap": overlap.detach(), "raw/bending": bending.detach(), "raw/barrier": barrier.detach()})
+        terms = {"similarity": similarity, "bending": r.bending * bending, "barrier": r.barrier * barrier}
+        pair = self.pair
+        if self.landmark_weight and pair and pair.fixed_guides is not None and pair.moving_guides is not None:
+            to_moving = self.start @ self.domain.normalised_to_world
+            guides = self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving)
+            terms["landmarks"] = self.landmark_weight * guides
+        if world_size() > 1:  # each rank waits for the gradient of every parameter
+            terms["all"] = 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        return terms
+
+    # -- optimization --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Adam; the network follows the usual schedule in its part, each level of the lattice that of its stages."""
+        r, lattice = self.refinement, self.lattices[0]
+        starts = self.schedule()
+        unit = voxel_mm(self.domain) / self.domain.unit_mm
+        groups: list[dict[str, Any]] = [{"params": [p], "lr": 1.0} for p in lattice.levels]
+
+        def of_level(level: int) -> Any:
+            def rate(step: int) -> float:
+                for stage, (first, last) in enumerate(itertools.pairwise(starts)):
+                    if first <= step < last and level in r.levels(stage, 0):
+                        rise, share = min(1.0, (step - first + 1) / 5), (step - first) / (last - first)
+                        wave = 0.55 + 0.45 * math.cos(math.pi * share)
+                        return r.lr * r.shrinks[stage] * unit * rise * wave
+                return 0.0
+
+            return rate
+
+        rates = [of_level(i) for i in range(len(groups))]
+        if self.network:
+            rise = max(1, round(self.warmup * starts[0]))
+
+            def network(step: int) -> float:
+                if step >= starts[0]:
+                    return 0.0
+                if step < rise:
+                    return self.lr * (step + 1) / rise
+                fall = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, starts[0] - rise)))
+                return self.lr * (fall if self.cosine else 1.0)
+
+            groups.append({"params": list(self.network[0].parameters()), "lr": 1.0})
+            rates.append(network)
+        optimizer = torch.optim.Adam(groups, lr=1.0, fused=self.device.type in ("cpu", "cuda"))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
