@@ -1,6 +1,6 @@
 """How far a registration holds when the moving image is cropped, turned, resampled or inverted.
 
-    python tests/benchmarks/robustness.py --shared ../shared --work /tmp/medinr_robustness [--preset fast] [--only popi]
+    python -m tests.benchmarks.robustness --shared ../shared --work /tmp/medinr_robustness [--preset fast] [--only popi]
 
 Every row is a JSON line in tests/benchmarks/robustness.jsonl: one pair in one variant, registered by the real command
 with its own start, from the images alone. Rows that are there are not run again.
