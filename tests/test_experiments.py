@@ -10,8 +10,9 @@ import yaml
 
 from medinr import cli
 from medinr.callbacks import runs
-from medinr.commands.presets import PRESETS, recommended
+from medinr.commands.presets import PRESETS, network, recommended
 from medinr.configured import spec
+from medinr.losses import LocalNCC
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -37,7 +38,9 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_there_are_experiments() -> None:
-    assert {"idir_dirlab", "idir_dirlab_best", "cidir_dirlab"} <= {path.stem for path in EXPERIMENTS}
+    assert {"idir_dirlab", "idir_dirlab_best", "lattice_dirlab", "hybrid_dirlab", "cidir_dirlab"} <= {
+        path.stem for path in EXPERIMENTS
+    }
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -53,7 +56,8 @@ def test_experiment_runs(
     monkeypatch.chdir(tmp_path)
     common = ["--config", str(path), "--data.root", str(phantom(layout)), "--wandb", "false"]
     few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2", "--model.points", "64"]
-    few += ["--model.field.hidden", "[32, 32, 32]"]
+    if yaml.safe_load(path.read_text())["model"]["init_args"]["field"] is not None:
+        few += ["--model.field.hidden", "[32, 32, 32]"]
     out = tmp_path / "results"
     for command, more in (("fit", []), ("test", []), ("predict", ["--out", str(out)])):
         code = cli.main([command, *common, *few, *more])
@@ -77,21 +81,28 @@ def test_experiment_runs(
     assert (out / "figures" / "registration.png").stat().st_size > 1000
 
 
-def test_recommended_experiment_is_what_register_does() -> None:
-    """The YAML states every number of `medinr register --preset accurate`; the two must not drift apart."""
-    config = yaml.safe_load((ROOT / "experiments" / "idir_dirlab_best.yaml").read_text())
-    given = config["model"]["init_args"]
-    method = recommended("accurate")
-    told = spec(method)["init_args"]
-    for name in ("points", "pyramid_mm", "lr", "warmup", "cosine", "use_moving_mask"):
-        assert told[name] == given[name], name
-    for key, value in told["field"]["init_args"].items():
-        assert given["field"]["init_args"][key] == value, key
-    assert given["similarity"]["class_path"] == type(method.similarity).__name__
-    for key, value in given["similarity"]["init_args"].items():
-        assert getattr(method.similarity, key) == value, key
-    for name, part in given["regularizers"].items():
-        for key, value in part["init_args"].items():
-            assert getattr(method.penalties[name], key) == value, (name, key)
-    assert given["regularizers"].keys() == method.penalties.keys()
-    assert config["trainer"]["max_steps"] == PRESETS["accurate"].steps
+def test_recommended_experiments_are_what_register_does() -> None:
+    """The YAML files state every number of `medinr register --preset accurate`; the two must not drift apart."""
+    preset = PRESETS["accurate"]
+    methods = {"idir_dirlab_best": network(preset, LocalNCC()), "lattice_dirlab": recommended("accurate")}
+    steps = {"idir_dirlab_best": preset.steps, "lattice_dirlab": preset.total_steps("lncc")}
+    for name, method in methods.items():
+        config = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
+        given = config["model"]["init_args"]
+        assert config["model"]["class_path"] == type(method).__name__
+        for key, value in given.items():
+            if key == "regularizers":
+                assert value.keys() == method.penalties.keys()
+                for penalty, part in value.items():
+                    for k, v in part["init_args"].items():
+                        assert getattr(method.penalties[penalty], k) == v, (name, penalty, k)
+            elif isinstance(value, dict):
+                part = method.map.field if key == "field" else getattr(method, key)
+                assert type(part).__name__ == value["class_path"]
+                told = spec(part)["init_args"]
+                for k, v in value["init_args"].items():
+                    assert told.get(k, getattr(part, k, None)) in (v, tuple(v) if isinstance(v, list) else v), (name, k)
+            elif value is not None:
+                told = getattr(method, key)
+                assert (list(told) if isinstance(told, tuple) else told) == value, (name, key)
+        assert config["trainer"]["max_steps"] == steps[name]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from medinr.fields import SIREN
 from medinr.losses import MINDSSC, MSE, NCC, NMI, Barrier, LocalNCC, Similarity
-from medinr.methods import PairRegistration
+from medinr.methods import PairRegistration, RefinedRegistration, Refinement, RegistrationMethod
 
 SimilarityName = Literal["lncc", "ncc", "mse", "multimodal", "nmi"]
 PresetName = Literal["fast", "accurate"]
@@ -13,16 +13,32 @@ PresetName = Literal["fast", "accurate"]
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a registration; chosen for 2 cores and images of a hundred to two hundred voxels a side."""
+    """Sizes of a registration; chosen for 2 cores and images of a hundred to two hundred voxels a side.
+
+    Attributes:
+        hidden, points, steps: of the network on random points.
+        refinement: of a control lattice on whole grids, which takes the network's place where the similarity allows.
+    """
 
     hidden: tuple[int, ...]
     points: int
     steps: int
+    refinement: Refinement | None = None
+
+    def refines(self, similarity: str) -> bool:
+        """Whether the lattice registers: its whole grids are compared by local NCC alone."""
+        return self.refinement is not None and similarity in ON_GRIDS
+
+    def total_steps(self, similarity: str) -> int:
+        if self.refinement is not None and self.refines(similarity):
+            return sum(self.refinement.steps)
+        return self.steps
 
 
+ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
-    "fast": Preset((128, 128, 128), 2048, 400),
-    "accurate": Preset((128, 128, 128), 4096, 600),
+    "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 20, 10))),
+    "accurate": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60))),
 }
 SIMILARITIES: dict[str, type[Similarity]] = {
     "lncc": LocalNCC,
@@ -37,16 +53,28 @@ ACROSS_CONTRASTS = ("multimodal", "nmi")
 
 def recommended(
     preset: PresetName = "accurate", similarity: SimilarityName = "lncc", landmark_weight: float = 0.0
-) -> PairRegistration:
-    """The method that `register` fits: experiments/idir_dirlab_best.yaml has the same settings.
+) -> RegistrationMethod:
+    """The method that `register` fits.
 
-    A SIREN that starts at the identity, local NCC on extrapolated patches, a pyramid of 8, 4, 2 and 0 mm, warm-up and
-    cosine, and a folding barrier.
+    With local NCC: control lattices refined on whole grids, as in experiments/lattice_dirlab.yaml; squared, so that
+    inverted contrast is as good, for ``multimodal``. Else a SIREN that starts at the identity, on random points with
+    a pyramid of 8, 4, 2 and 0 mm, warm-up and cosine, and a folding barrier; experiments/idir_dirlab_best.yaml is the
+    same with local NCC on extrapolated patches.
     """
     sizes = PRESETS[preset]
+    if sizes.refinement is not None and sizes.refines(similarity):
+        refinement = sizes.refinement
+        if similarity == "multimodal":
+            refinement = refinement.unsigned()
+        return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight)
+    return network(sizes, SIMILARITIES[similarity](), landmark_weight)
+
+
+def network(sizes: Preset, similarity: Similarity, landmark_weight: float = 0.0) -> PairRegistration:
+    """A SIREN on random points."""
     return PairRegistration(
         SIREN(hidden=sizes.hidden, omega=30.0, first_omega=15.0),
-        SIMILARITIES[similarity](),
+        similarity,
         {"barrier": Barrier(10.0)},
         points=sizes.points,
         pyramid_mm=(8.0, 4.0, 2.0, 0.0),

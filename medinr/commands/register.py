@@ -25,7 +25,7 @@ from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
-from medinr.methods import PairRegistration
+from medinr.methods import RegistrationMethod
 from medinr.methods.levels import robust_window, robust_windows, windowed
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
@@ -50,7 +50,7 @@ class Result:
 
     transform: Transform
     evaluation: Evaluation
-    method: PairRegistration
+    method: RegistrationMethod
     pair: Pair
     seconds: dict[str, float]
     files: list[Path] = field(default_factory=list)
@@ -153,7 +153,7 @@ def register(
     check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
-    steps = PRESETS[preset].steps
+    steps = PRESETS[preset].total_steps(similarity)
     step = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
     evaluation = evaluate(method.transform(), pair, exact)
@@ -186,7 +186,7 @@ def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> t
 
 
 def fit(
-    method: PairRegistration,
+    method: RegistrationMethod,
     pair: Pair,
     steps: int,
     device: str = "auto",

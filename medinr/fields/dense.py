@@ -45,12 +45,14 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
     """Displacement and Jacobian determinant at all voxel centres of a grid.
 
     Unless ``exact``, the network is evaluated on a lattice of about 8 mm, interpolated by tensor-product cubic splines
-    and compared with the network at random voxel centres; while the largest error exceeds 0.05 mm the lattice is
-    refined, and where it would come close to the voxels they are all visited. Beside the result, 16 bytes a voxel, and
-    the lattice only a slab or chunk is in memory.
+    and compared with the network at random voxel centres; while the largest error exceeds 0.05 mm (or a tenth of a
+    voxel) the lattice is refined, and where it would come close to the voxels they are all visited. Beside the result,
+    16 bytes a voxel, and the lattice only a slab or chunk is in memory.
     """
+    # An image of a small animal has other lengths.
+    tolerance = min(TOLERANCE_MM, 0.1 * min(domain.spacing))
     if not exact:
-        step_mm = 8.0
+        step_mm = min(8.0, max(domain.sides_mm) / 40)
         generator = torch.Generator().manual_seed(0)
         size = torch.tensor(domain.shape)
         probes = (torch.rand(PROBES, 3, generator=generator) * size).long()
@@ -66,12 +68,12 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
             lattice = _lattice(transform, domain, nodes)
             gap = (_at_voxels(lattice, splines, probes) - truth).abs()
             error = gap[:, :3].norm(dim=1).max().item()
-            if error <= TOLERANCE_MM:
+            if error <= tolerance:
                 displacement, det = _everywhere(lattice, splines)
                 error_det = (det[tuple(probes.T)] - jets.det(truth[:, 3:].reshape(-1, 3, 3))).abs().max().item()
                 return Dense(displacement, det, error, error_det)
             del lattice, gap
-            step_mm /= 2 if error > 4 * TOLERANCE_MM else 1.4
+            step_mm /= 2 if error > 4 * tolerance else 1.4
     displacement, det = torch.empty(domain.n_voxels, 3), torch.empty(domain.n_voxels)
     for rows, world in chunks(domain):
         found = _evaluate(transform, world)

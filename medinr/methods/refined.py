@@ -43,14 +43,14 @@ class Refinement(Configured):
     def __init__(
         self,
         shrinks: Sequence[float] = (4.0, 2.0, 1.0),
-        steps: Sequence[int] = (60, 40, 20),
-        spacings: Sequence[float] = (6.0, 3.0),
+        steps: Sequence[int] = (40, 40, 60),
+        spacings: Sequence[float] = (4.0,),
         radius: int = 2,
-        floor: float = 1e-4,
+        floor: float = 1e-5,
         signed: bool = True,
-        bending: float = 1.0,
+        bending: float = 2.0,
         barrier: float = 10.0,
-        lr: float = 0.2,
+        lr: float = 0.3,
         most: int = 4_000_000,
     ) -> None:
         if len(shrinks) != len(steps) or not shrinks or min(shrinks) <= 0 or min(steps) < 1:
@@ -60,6 +60,11 @@ class Refinement(Configured):
         self.shrinks, self.steps, self.spacings = tuple(shrinks), tuple(steps), tuple(spacings)
         self.radius, self.floor, self.signed = radius, floor, signed
         self.bending, self.barrier, self.lr, self.most = bending, barrier, lr, most
+
+    def unsigned(self) -> "Refinement":
+        """The same with the square of the NCC."""
+        arguments = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return Refinement(**{**arguments, "signed": False})
 
     @property
     def lattice(self) -> list[float]:
