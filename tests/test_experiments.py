@@ -1,5 +1,6 @@
 """Every YAML in experiments/ runs through the real command, on tiny data of the layout that it is for."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -99,9 +100,10 @@ def test_recommended_experiments_are_what_register_does() -> None:
             elif isinstance(value, dict):
                 part = method.map.field if key == "field" else getattr(method, key)
                 assert type(part).__name__ == value["class_path"]
-                told = spec(part)["init_args"]
+                defaults = {k: p.default for k, p in inspect.signature(type(part)).parameters.items()}
+                told = {**defaults, **spec(part)["init_args"]}
                 for k, v in value["init_args"].items():
-                    assert told.get(k, getattr(part, k, None)) in (v, tuple(v) if isinstance(v, list) else v), (name, k)
+                    assert (list(told[k]) if isinstance(told[k], tuple) else told[k]) == v, (name, key, k)
             elif value is not None:
                 told = getattr(method, key)
                 assert (list(told) if isinstance(told, tuple) else told) == value, (name, key)
