@@ -52,7 +52,7 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
     # An image of a small animal has other lengths.
     tolerance = min(TOLERANCE_MM, 0.1 * min(domain.spacing))
     if not exact:
-        step_mm = min(8.0, max(domain.sides_mm) / 40)
+        step_mm = min(8.0, max(domain.sides_mm) / 12)
         generator = torch.Generator().manual_seed(0)
         size = torch.tensor(domain.shape)
         probes = (torch.rand(PROBES, 3, generator=generator) * size).long()
