@@ -10,8 +10,12 @@ from medinr.types import Scalar
 def box_mean(volumes: Tensor, radius: int) -> Tensor:
     """Mean of [n, X, Y, Z] over windows of (2 radius + 1)^3 voxels; at the border, of the voxels that exist."""
     out = volumes[:, None]
-    for axis in range(3):
-        if volumes.shape[1 + axis] > 1:
+    for axis, n in enumerate(volumes.shape[1:]):
+        if 1 < n < 2 * radius + 1:  # avg_pool3d refuses kernels beyond the image, padded or not
+            index = torch.arange(n, device=volumes.device)
+            band = ((index[:, None] - index).abs() <= radius).to(volumes)
+            out = torch.tensordot(out, band / band.sum(0), dims=([2 + axis], [0])).movedim(-1, 2 + axis)
+        elif n > 1:
             kernel, padding = [1, 1, 1], [0, 0, 0]
             kernel[axis] = 2 * radius + 1
             padding[axis] = radius

@@ -29,6 +29,7 @@ class Grid:
         level: both images as they are compared on this grid.
         similarities: one for each channel.
         weight: of the window around each point, as far as the fixed image decides it.
+        moving_exclude: of the moving image, grown by half the distance of the points.
         shrink: distance of the points in voxels (geometric mean), which may exceed what was asked for.
     """
 
@@ -38,6 +39,7 @@ class Grid:
     similarities: list[VolumeNCC]
     weight: Tensor
     shrink: float
+    moving_exclude: Mask | None
 
     @property
     def steps(self) -> list[float]:
@@ -102,7 +104,7 @@ def make_grid(
     """The grid of one stage; see `Refinement` for the arguments.
 
     The region is the mask, or the voxels whose windows are not constant. Excluded voxels take the windows that touch
-    them out of the comparison.
+    them out of the comparison, those between the points too, which the smoothing carries into them.
     """
     unit = voxel_mm(domain)
     level = pyramid(pair, windows, (0.5 * shrink * unit if shrink > 1 else 0.0,))[0]
@@ -125,9 +127,19 @@ def make_grid(
     fixed = interpolate(level.fixed, source)
     weight = (domain.contains_voxels(source) & nearest(region, source)).float()
     if pair.fixed_exclude is not None:
-        weight = weight * untouched(nearest(pair.fixed_exclude, source), radius)
+        weight = weight * untouched(nearest(half_way(pair.fixed_exclude, domain, shrink * unit), source), radius)
+    excluded = pair.moving_exclude
+    if excluded is not None:
+        excluded = half_way(excluded, pair.moving.domain, shrink * unit)
     similarities = [VolumeNCC(channel, radius, floor, signed) for channel in fixed]
-    return Grid((x, y, z), points, level, similarities, weight, shrink)
+    return Grid((x, y, z), points, level, similarities, weight, shrink, excluded)
+
+
+def half_way(excluded: Mask, domain: Domain, distance_mm: float) -> Mask:
+    """The mask grown half-way to the next point of a grid, so that no voxel of it lies unseen between the points."""
+    reach = [round(distance_mm / s) // 2 for s in domain.spacing]
+    sides = [2 * r + 1 for r in reach]
+    return torch.nn.functional.max_pool3d(excluded[None, None].float(), sides, stride=1, padding=reach)[0, 0] > 0
 
 
 def untouched(excluded: Tensor, radius: int) -> Tensor:
@@ -139,9 +151,7 @@ def untouched(excluded: Tensor, radius: int) -> Tensor:
     return 1 - grown[0, 0]
 
 
-def compare_on_grid(
-    grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None, moving_exclude: Mask | None
-) -> tuple[Scalar, Scalar]:
+def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Scalar, Scalar]:
     """Similarity of the images through id + u on a grid, u [X, Y, Z, 3]; and the overlap."""
     target = transform_points(to_moving, grid.points + u)
     with torch.no_grad():
@@ -149,8 +159,8 @@ def compare_on_grid(
         weight = grid.weight * ((target >= -0.5) & (target <= upper)).all(-1)
         if moving_mask is not None:
             weight = weight * nearest(moving_mask, target)
-        if moving_exclude is not None:
-            weight = weight * untouched(nearest(moving_exclude, target), grid.similarities[0].radius)
+        if grid.moving_exclude is not None:
+            weight = weight * untouched(nearest(grid.moving_exclude, target), grid.similarities[0].radius)
     moved = interpolate(grid.level.moving, target)
     losses = [similarity(m, weight) for similarity, m in zip(grid.similarities, moved, strict=True)]
     return torch.stack(losses).mean(), weight.sum() / grid.weight.sum().clamp(min=1)

@@ -57,6 +57,8 @@ class Refinement(Configured):
             raise UserError(f"refinement: expected one number of steps for each shrink, got {steps} for {shrinks}")
         if radius < 1 or min(spacings, default=0) <= 0:
             raise UserError(f"refinement: expected spacings and a radius above 0, got {spacings} and {radius}")
+        if floor <= 0 or most < 1000:  # constant windows divide by the floor; an axis keeps some points
+            raise UserError(f"refinement: expected a floor above 0 and most >= 1000, got {floor} and {most}")
         self.shrinks, self.steps, self.spacings = tuple(shrinks), tuple(steps), tuple(spacings)
         self.radius, self.floor, self.signed = radius, floor, signed
         self.bending, self.barrier, self.lr, self.most = bending, barrier, lr, most
@@ -86,7 +88,7 @@ class RefinedRegistration(RegistrationMethod):
     part the network is frozen; the result is a field like any other, with exact jets, at any point.
 
     Args:
-        field: the network (None: the lattice alone, from the start of the registration).
+        field: the network, a displacement (None: the lattice alone, from the start of the registration).
         refinement: stages of the lattice. The last sum(steps) steps of the training are theirs, those before belong to
             the network; a shorter training shortens all stages alike.
 
@@ -113,6 +115,8 @@ class RefinedRegistration(RegistrationMethod):
         landmark_weight: float = 0.0,
         background: float = 0.1,
     ) -> None:
+        if isinstance(field, Map):  # the lattice is added to a displacement: x + u(x) would enter the sum as u
+            raise UserError(f"field: expected a field of displacements, got the map {type(field).__name__}")
         lattice = CubicLattice(refinement.lattice, unit="voxel")
         super().__init__(
             lattice if field is None else Sum(field, lattice),
@@ -195,8 +199,12 @@ class RefinedRegistration(RegistrationMethod):
     def objective(self, batch: Points) -> dict[str, Scalar]:
         if self.stage is None:
             data, raw = self.terms(batch)
-            return self.weigh(data, raw)
-        return self.refine()
+            terms = self.weigh(data, raw)
+        else:
+            terms = self.refine()
+        if world_size() > 1:  # each rank waits for the gradient of every parameter
+            terms["all"] = 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        return terms
 
     def refine(self) -> dict[str, Scalar]:
         """The loss of a stage, on its whole grid."""
@@ -204,7 +212,7 @@ class RefinedRegistration(RegistrationMethod):
         u = still + self.lattices[0].on_grid(grid.lines, levels)
         if self.domain.in_plane is not None:
             u = u @ self.domain.in_plane.to(u)
-        similarity, overlap = compare_on_grid(grid, u, self.to_moving_voxels, self.moving_mask, self.moving_exclude)
+        similarity, overlap = compare_on_grid(grid, u, self.to_moving_voxels, self.moving_mask)
         voxel = voxel_mm(self.domain) / self.domain.unit_mm
         bending = voxel**2 * bending_on_grid(u, grid.steps)
         barrier = barrier_on_grid(u, grid.steps)
@@ -215,11 +223,19 @@ class RefinedRegistration(RegistrationMethod):
             to_moving = self.start @ self.domain.normalised_to_world
             guides = self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving)
             terms["landmarks"] = self.landmark_weight * guides
-        if world_size() > 1:  # each rank waits for the gradient of every parameter
-            terms["all"] = 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         return terms
 
     # -- optimization --------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of what rests: Adam would count its steps, and begin the next stage with other moments."""
+        stage = self.stage
+        moved = [] if stage is None else self.grid()[0]
+        rests: list[Tensor] = [p for i, p in enumerate(self.lattices[0].levels) if i not in moved]
+        if stage is not None:
+            rests += [p for network in self.network for p in network.parameters()]
+        for parameter in rests:
+            parameter.grad = None
 
     def configure_optimizers(self) -> Any:
         """Adam; the network follows the usual schedule in its part, each level of the lattice that of its stages."""
