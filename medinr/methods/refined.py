@@ -118,6 +118,8 @@ class RefinedRegistration(RegistrationMethod):
         if isinstance(field, Map):  # the lattice is added to a displacement: x + u(x) would enter the sum as u
             raise UserError(f"field: expected a field of displacements, got the map {type(field).__name__}")
         lattice = CubicLattice(refinement.lattice, unit="voxel")
+        if field is None:  # no step draws points: prepare nothing for them
+            pyramid_mm, background = (0.0,), 1.0
         super().__init__(
             lattice if field is None else Sum(field, lattice),
             similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
