@@ -161,14 +161,14 @@ def test_network_and_levels_move_in_their_own_steps_only() -> None:
 
 def test_a_stage_begins_with_fresh_moments() -> None:
     """The first step of a level is lr * shrink voxels / 5 (the rise) for every control point that has a gradient."""
-    watch, found = Watch(), method(True, {"steps": (2, 2)})
-    found.pair = pairs.pair()
+    watch, found = Watch(), method(True, {"steps": (2, 2)}, landmark_weight=1.0)
+    found.pair = replace(pairs.pair(), fixed_guides=pairs.points(8), moving_guides=pairs.warp(pairs.points(8)))
     train(found, 8, watch)
     voxel = 3.0 / found.domain.unit_mm
     for step, level in ((4, 0), (6, 1)):
         moved = watch.lattice[step][level].abs()
         shrink = BRIEF["shrinks"][level]
-        assert float(moved.max()) == pytest.approx(0.3 * shrink * voxel / 5, rel=1e-3)
+        assert float(moved[moved > 0].median()) == pytest.approx(0.3 * shrink * voxel / 5, rel=1e-3)
 
 
 @pytest.mark.parametrize(
