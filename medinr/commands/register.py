@@ -18,14 +18,22 @@ from medinr import io
 from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
 from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_stay, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
-from medinr.commands.presets import ACROSS_CONTRASTS, PRESETS, SIMILARITIES, PresetName, SimilarityName, recommended
+from medinr.commands.presets import (
+    ACROSS_CONTRASTS,
+    ON_GRIDS,
+    PRESETS,
+    SIMILARITIES,
+    PresetName,
+    SimilarityName,
+    recommended,
+)
 from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
-from medinr.methods import RegistrationMethod
+from medinr.methods import RefinedRegistration, RegistrationMethod
 from medinr.methods.levels import robust_window, robust_windows, windowed
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
@@ -110,7 +118,8 @@ def register(
             ``nmi`` for images of different contrast.
         preset: ``fast`` or ``accurate``.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
-            or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5).
+            or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
+            is not linear in it is where the lattice starts.
         seed: of weights and points; on a CPU the same seed gives the same result.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         inverse: also write the inverse displacement, on the moving grid.
@@ -148,11 +157,17 @@ def register(
     clock = [time.perf_counter()]
     lightning.seed_everything(seed, verbose=False)
     matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
-    # The method starts at A alone: a residual displacement d of a start phi_0(p) = A(p + d(p)) goes in here.
-    pair = replace(pair, start=io.linear_only((matrix, residual), f"--init {init}"))
+    pair = replace(pair, start=matrix)
     check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
+    if residual is not None:
+        if not isinstance(method, RefinedRegistration):
+            raise UserError(
+                f"--init {init}: expected a linear transform with --similarity {similarity}, found displacements; "
+                f"use --similarity {' or '.join(ON_GRIDS)}"
+            )
+        method.begin_at(residual, pair.domain)
     steps = PRESETS[preset].total_steps(similarity)
     step = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())

@@ -1,7 +1,7 @@
 """Cubic B-spline control lattices, from coarse to fine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -144,6 +144,23 @@ class CubicLattice(Field):
         if total is None:
             return torch.zeros(*(len(line) for line in lines), self.out_features, device=lines[0].device)
         return self.gain * total
+
+    @torch.no_grad()
+    def approximate(self, values: Callable[[Tensor], Tensor]) -> None:
+        """Make the finest level the least-squares approximation of a function of points, the others zero.
+
+        Args:
+            values: normalised points [n, 3] -> [n, c], asked at two points for each control point and axis.
+        """
+        for level in self.levels:
+            level.zero_()
+        shape, h = self.shapes[-1], self.spacing[-1]
+        at = [torch.linspace(0, n - 3, 2 * n, device=h.device, dtype=torch.float64) for n in shape]
+        lines = [self.origin[axis] + h * line.to(h) for axis, line in enumerate(at)]
+        samples = values(torch.cartesian_prod(*lines)).view(*(len(line) for line in lines), -1).double()
+        x, y, z = (torch.linalg.pinv(basis_matrix(line, n)) for line, n in zip(at, shape, strict=True))
+        fitted = torch.einsum("ax,by,cz,xyzd->abcd", x, y, z, samples) / self.gain
+        self.levels[-1].copy_(fitted.reshape(-1, self.out_features))
 
     def _level(self, x: Tensor, order: int, coefficients: Tensor, shape: tuple[int, int, int], h: Tensor) -> Tensor:
         upper = torch.tensor(shape, device=x.device) - 3

@@ -18,6 +18,8 @@ from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, compare_on_grid, make_grid, voxel_mm
 from medinr.methods.levels import Level, Window
 from medinr.ranks import world_size
+from medinr.sampling import interpolate
+from medinr.space import Domain, transform_points
 from medinr.types import Points, Scalar
 
 
@@ -133,6 +135,19 @@ class RefinedRegistration(RegistrationMethod):
     def attach(self, pair: Pair) -> None:
         super().attach(pair)
         self._grid = None
+
+    def begin_at(self, displacement: Tensor, domain: Domain) -> None:
+        """Start from a displacement (RAS mm [X, Y, Z, 3] on the fixed grid) instead of the identity.
+
+        The finest lattice takes it over, as far as its spacing allows; all that follows refines it.
+        """
+        self.domain = self.cover(domain)
+        volume = displacement.float().movedim(-1, 0) / self.domain.unit_mm
+
+        def values(x: Points) -> Tensor:
+            return interpolate(volume, transform_points(self.domain.normalised_to_voxel, x)).T
+
+        self.lattices[0].approximate(values)
 
     # -- stages --------------------------------------------------------------------------------------------------
 
