@@ -3,7 +3,7 @@
 - ``medinr ...``: the real command, in this process; ``SMALLER`` adds the sizes of a test to it.
 - ``make X``: X must be a target of the Makefile. ``pip install ".[a]"``: ``a`` must be an extra of pyproject.toml.
 - ``wandb sync FILES``: the files must be there.
-- Python blocks run as they are.
+- Python blocks run as they are; YAML blocks are files, named by their first line.
 
 A line that none of these rules knows fails the test: it would be a line that nobody has tried. A new file name in a
 block needs a file of that name in `folder`.
@@ -23,13 +23,15 @@ from data_modules.dirlab import DIRLab
 from medinr import cli, io
 from medinr.commands.presets import PRESETS, Preset
 from medinr.errors import RegistrationWarning
+from medinr.methods import Refinement
 from medinr.space import transform_points
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
-FEW = "--data.steps_per_epoch 2 --model.points 64 --model.field.hidden [32,32,32]"
+FEW = "--data.steps_per_epoch 2 --model.points 64"
+NARROW = "--model.field.hidden [32,32,32]"  # where the line leaves the experiment's network as it is
 SMALLER = {
     "phantom": "--size 32 --phases extremes",
     "fit": f"--trainer.max_steps 4 {FEW}",
@@ -67,7 +69,10 @@ def lines_of(block: str) -> list[list[str]]:
 
 def run_line(words: list[str], folder: Path) -> None:
     if words[0] == "medinr":
-        assert cli.main([*words[1:], *SMALLER.get(words[1], "").split()]) == 0
+        smaller = SMALLER.get(words[1], "").split()
+        if FEW in SMALLER.get(words[1], "") and words.count("--config") == 1 and "--model.field" not in words:
+            smaller += NARROW.split()
+        assert cli.main([*words[1:], *smaller]) == 0, shlex.join(words)
     elif words[0] == "make":
         for target in words[1:]:
             assert re.search(rf"^{target}:.*##", (ROOT / "Makefile").read_text(), re.MULTILINE), f"make {target}"
@@ -84,7 +89,7 @@ def run_line(words: list[str], folder: Path) -> None:
 def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     for preset in PRESETS:
-        monkeypatch.setitem(PRESETS, preset, Preset((16, 16), 128, 8))
+        monkeypatch.setitem(PRESETS, preset, Preset((16, 16), 128, 8, Refinement(steps=(2, 2, 2))))
     before = set(folder.iterdir())
     for language, block in BLOCKS:
         try:
@@ -93,13 +98,18 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
                     run_line(words, folder)
             elif language == "python":
                 exec(compile(block, "README.md", "exec"), {})
+            elif language == "yaml":
+                (folder / block.splitlines()[0].removeprefix("# ")).write_text(block)
             else:
                 pytest.fail(f"README: a block of {language or 'no language'}: {block}")
         except (Exception, pytest.fail.Exception) as error:
             raise AssertionError(f"{block}\n{capsys.readouterr().err}") from error
     made = {p.name for p in set(folder.iterdir()) - before}
     said = {"result", "masked", "excluded", "measured", "carried", "carried_back", "runs", "results", "other_alpha"}
-    assert made == {*said, "mine.ckpt"}, "each call writes where it says"
+    assert made == {*said, "mine.ckpt", "mlp_and_lattice.yaml"}, "each call writes where it says"
+    [sum_run] = Path("runs/mlp_and_lattice").iterdir()
+    field = yaml.safe_load((sum_run / "config.yaml").read_text())["model"]["init_args"]["field"]
+    assert [field["init_args"][k]["class_path"].split(".")[-1] for k in ("one", "other")] == ["MLP", "CubicLattice"]
     # The table of `register`'s files is what is there.
     table = README[README.index("The folder then holds") :].split("\n\n")[1]
     named = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) | {"displacement.json"}
@@ -109,8 +119,8 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert points.shape == back.shape and not torch.equal(points, io.read_points("fixed_points.csv"))
 
 
-def test_there_are_blocks_of_both_languages() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+def test_there_are_blocks_of_all_languages() -> None:
+    assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml"}
     commands = {
         words[1] for language, b in BLOCKS if language == "bash" for words in lines_of(b) if words[0] == "medinr"
     }
@@ -122,6 +132,9 @@ def test_options_and_files_in_the_text_exist() -> None:
 
     known = set(re.findall(r"--[\w-]+", register_parser().format_help()))
     for option in re.findall(r"`(--[\w-]+)", README[README.index("## Register") : README.index("## Carry")]):
+        assert option in known, option
+    known |= {"--trainer", "--checkpoint_steps", "--ckpt_path"}  # of `fit`, where blocks and tests use them
+    for option in re.findall(r"`(--[\w-]+)", README[README.index("## What else") : README.index("## Add")]):
         assert option in known, option
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
