@@ -30,9 +30,9 @@ def register_parser() -> Any:
     parser.add_argument("--out", type=str, required=True, help="folder for the results")
 
     fit = parser.add_argument_group("how it is fitted")
-    fit.add_argument("--preset", choices=list(PRESETS), default="accurate", help="size of network and fit")
+    fit.add_argument("--preset", choices=list(PRESETS), default="accurate", help="length of the fit")
     fit.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
-    fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine, or a file (4 x 4 numbers, .tfm)")
+    fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine, or a transform's file")
     fit.add_argument("--seed", type=int, default=0, help="of weights and points")
     fit.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
 
@@ -47,7 +47,9 @@ def register_parser() -> Any:
     masks.add_argument("--landmark-weight", type=float, default=10.0, help="how strongly it follows them")
 
     measured = parser.add_argument_group("what the result is measured by")
-    measured.add_argument("--fixed-points", type=str | None, help="CSV x,y,z of landmarks, to measure the error")
+    measured.add_argument(
+        "--fixed-points", type=str | None, help="landmarks (CSV, .fcsv, .mrk.json), to measure the error"
+    )
     measured.add_argument("--moving-points", type=str | None, help="CSV of the corresponding moving landmarks")
     measured.add_argument("--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV files")
     measured.add_argument("--fixed-labels", type=str | None, help="label volume of the fixed image, for Dice")
@@ -56,7 +58,7 @@ def register_parser() -> Any:
     written = parser.add_argument_group("what is written")
     written.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
     written.add_argument("--write", type=str, default="", help="further forms of the transform: h5,affine,l2r")
-    written.add_argument("--exact", action="store_true", help="evaluate the network at every voxel")
+    written.add_argument("--exact", action="store_true", help="evaluate the map at every voxel")
     return parser
 
 
