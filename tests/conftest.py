@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     # The suite is meant for two cores; more threads than cores make small tensors slower.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

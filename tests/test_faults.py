@@ -66,7 +66,7 @@ def test_the_command_itself_ends_with_that_code_and_line(folder: Path) -> None:
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert result.returncode == 2 and result.stdout == ""

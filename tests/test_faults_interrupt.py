@@ -45,7 +45,7 @@ class Command:
                 env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
             )
 
     def wait_for(self, text: str, seconds: float = 90) -> None:

@@ -51,7 +51,7 @@ def test_the_command_repeats_in_another_process(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(i)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         for i, out in enumerate(("one", "two"), start=1)
     ]

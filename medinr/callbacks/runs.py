@@ -75,7 +75,7 @@ def load_yaml(text: str) -> Any:
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved configuration of a run, {} where there is none."""
     try:
-        found = load_yaml((run / CONFIG).read_text())
+        found = load_yaml((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -55,7 +55,7 @@ def test_help_is_fast_and_lists_every_command_on_one_screen() -> None:
         "import sys; from medinr.cli import main; main(['--help']);"
         "print(*sorted({'torch', 'lightning', 'monai', 'jsonargparse'} & set(sys.modules)), file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert result.stderr.split() == [], "help must not import these"
     assert len(result.stdout.splitlines()) <= 24
     for name, line in cli.COMMANDS.items():

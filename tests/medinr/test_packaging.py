@@ -80,7 +80,7 @@ def test_torchvision_is_neither_required_nor_pinned() -> None:
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
     """(top-level module, whether a plain import of the file runs it) of every absolute import in a source file."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     lazy = {
         child
         for node in ast.walk(tree)
@@ -121,18 +121,18 @@ def test_every_module_stands_on_a_floor() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_files_stay_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_importing_medinr_is_cheap() -> None:
     code = "import sys, medinr; print(*sorted({'torch', 'lightning', 'monai'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.split() == []
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_help_lists_the_targets() -> None:
-    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     listed = set(re.findall(r"^  make (\w+) ", result.stdout, flags=re.M))
     assert {"help", "install", "demo", "test", "lint", "type", "bench", "wheel"} <= listed
 
@@ -141,6 +141,6 @@ def test_make_help_lists_the_targets() -> None:
 def test_console_script_exists_and_prints_help() -> None:
     module, _, function = PROJECT["scripts"]["medinr"].partition(":")
     code = f"import sys; from {module} import {function}; sys.argv = ['medinr', '--help']; sys.exit({function}())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
     assert "register" in result.stdout

@@ -22,7 +22,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(ROOT / "tests" / "medinr" / "rank_worker.py")]
     running = [
-        subprocess.Popen([*command, str(r), "2", str(folder)], env=environment(), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(r), "2", str(folder)], env=environment(), stderr=subprocess.PIPE, encoding="utf-8"
+        )
         for r in range(2)
     ]
     for process in running:
@@ -94,7 +96,7 @@ def command(folder: Path, words: list[str], launcher: tuple[str, ...] = ()) -> t
     """stdout, and the lines of stderr that are no progress bar."""
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "medinr.cli", *words],
-        cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300,
+        cwd=folder, env=environment(), capture_output=True, encoding="utf-8", check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stderr.replace("\r", "\n").splitlines()
@@ -168,8 +170,8 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     write(tmp_path)
     words = ["fit", "--config", "tiny.yaml", *TWO, "--wandb", "false", "--model.lr", "1e30"]
     done = subprocess.run(
-        [sys.executable, "-m", "medinr.cli", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-        check=False, timeout=120,
+        [sys.executable, "-m", "medinr.cli", *words], cwd=tmp_path, env=environment(), capture_output=True,
+        encoding="utf-8", check=False, timeout=120,
     )  # fmt: skip
     said = [x for x in done.stderr.replace("\r", "\n").splitlines() if x.strip() and not x.startswith("fit:")]
     assert done.returncode == 2 and len(said) == 1 and "the loss is" in said[0], done.stderr

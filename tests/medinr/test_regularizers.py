@@ -312,6 +312,10 @@ class Host(RegularizerMixin):
     def __init__(self, field: Map, domain: Domain) -> None:
         self.map, self.domain, self.penalties = field, domain, {}
 
+    @property
+    def motion(self) -> Map:
+        return self.map
+
 
 class WorldField(Map):
     """A displacement given in world millimetres, as a map of a domain's normalised coordinates."""

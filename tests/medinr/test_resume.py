@@ -79,7 +79,9 @@ def test_killed_while_it_writes_a_checkpoint_in_mid_epoch(run: Run, folder: Path
     common = ["--config", f"{name}.yaml", "--wandb", "false", "--checkpoint_steps", "7"]
     for left, resume, step in ((4, [], 14), (2, ["--ckpt_path", "last"], 20)):
         command = [sys.executable, "-c", KILLED, str(left), "fit", *common, "--experiment", "cut", *resume]
-        process = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, encoding="utf-8", check=False
+        )
         assert process.returncode == -signal.SIGKILL, process.stderr
         place = only(folder / "runs" / "cut")
         assert {p.name for p in (place / "checkpoints").iterdir()} == {"last.ckpt", "last.part"}

@@ -77,7 +77,7 @@ def environment(**more: str) -> dict[str, str]:
 def start(folder: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "medinr.cli", *args]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, encoding="utf-8")
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
