@@ -114,8 +114,8 @@ def register(
             correlate at all.
         fixed_exclude, moving_exclude: masks of regions that are not compared (a lesion); the map stays smooth there.
         multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
-        similarity: ``lncc`` (local NCC on extrapolated patches), ``ncc`` or ``mse``; ``multimodal`` (MIND-SSC) or
-            ``nmi`` for images of different contrast.
+        similarity: ``lncc`` (local NCC), ``ncc`` or ``mse``; ``multimodal`` (squared local NCC) or ``nmi`` for images
+            of different contrast.
         preset: ``fast`` or ``accurate``.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What

@@ -178,11 +178,15 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         u = self.displacement_jet(x, 1 if patch or shares_jet else 0, context)
         similarity, overlap, outside = self.compare(x, u, level)
         data = {"similarity": similarity, "outside": outside, "overlap": overlap.detach()}
+        return data | self.guides(context), {name: self.penalty(r, x, u, context) for name, r in self.penalties.items()}
+
+    def guides(self, context: Tensor | None = None) -> dict[str, Scalar]:
+        """The raw term of the guiding landmarks, ``landmarks``, where the pair has them and they weigh anything."""
         pair = self.pair
-        if self.landmark_weight and pair and pair.fixed_guides is not None and pair.moving_guides is not None:
-            to_moving = self.start @ self.domain.normalised_to_world
-            data["landmarks"] = self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving, context)
-        return data, {name: self.penalty(r, x, u, context) for name, r in self.penalties.items()}
+        if not self.landmark_weight or pair is None or pair.fixed_guides is None or pair.moving_guides is None:
+            return {}
+        to_moving = self.start @ self.domain.normalised_to_world
+        return {"landmarks": self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving, context)}
 
     def objective(self, batch: Points) -> dict[str, Scalar]:
         """Named terms whose sum is the loss, at points [N, 3]; raw values for the log are kept out of the sum."""
@@ -219,21 +223,21 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
 
     # -- optimization --------------------------------------------------------------------------------------------
 
+    def rate(self, step: int, total: int) -> float:
+        """Share of the peak learning rate at a step of ``total``: warm-up, then a cosine or a constant."""
+        rise = max(1, round(self.warmup * total))
+        if step < rise:
+            return (step + 1) / rise
+        if not self.cosine:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
         if not (self.warmup or self.cosine):
             return optimizer
         total = self.total_steps
-        rise = max(1, round(self.warmup * total))
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            if not self.cosine:
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- evaluation ----------------------------------------------------------------------------------------------

@@ -115,11 +115,11 @@ def make_grid(
         region = torch.ones_like(region)
     low, high = box_of(region, [math.ceil(reach * unit / s) for s in domain.spacing])
     lines = axis_lines(domain, shrink, low, high)
+    asked = shrink
     while math.prod(len(line) for line in lines) > most:
         shrink *= 1.25
         lines = axis_lines(domain, shrink, low, high)
-        level = level._replace(smoothing_mm=-1.0)
-    if level.smoothing_mm < 0:
+    if shrink > asked:
         level = pyramid(pair, windows, (0.5 * shrink * unit,))[0]
     level = equally_sharp(level, pair)
     device = level.fixed.device

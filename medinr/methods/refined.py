@@ -235,11 +235,8 @@ class RefinedRegistration(RegistrationMethod):
         barrier = barrier_on_grid(u, grid.steps)
         self._log({"overlap": overlap.detach(), "raw/bending": bending.detach(), "raw/barrier": barrier.detach()})
         terms = {"similarity": similarity, "bending": r.bending * bending, "barrier": r.barrier * barrier}
-        pair = self.pair
-        if self.landmark_weight and pair and pair.fixed_guides is not None and pair.moving_guides is not None:
-            to_moving = self.start @ self.domain.normalised_to_world
-            guides = self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving)
-            terms["landmarks"] = self.landmark_weight * guides
+        for name, distance in self.guides().items():
+            terms[name] = self.landmark_weight * distance
         return terms
 
     # -- optimization --------------------------------------------------------------------------------------------
@@ -274,18 +271,8 @@ class RefinedRegistration(RegistrationMethod):
 
         rates = [of_level(i) for i in range(len(groups))]
         if self.network:
-            rise = max(1, round(self.warmup * starts[0]))
-
-            def network(step: int) -> float:
-                if step >= starts[0]:
-                    return 0.0
-                if step < rise:
-                    return self.lr * (step + 1) / rise
-                fall = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, starts[0] - rise)))
-                return self.lr * (fall if self.cosine else 1.0)
-
             groups.append({"params": list(self.network[0].parameters()), "lr": 1.0})
-            rates.append(network)
+            rates.append(lambda step: self.lr * self.rate(step, starts[0]) if step < starts[0] else 0.0)
         optimizer = torch.optim.Adam(groups, lr=1.0, fused=self.device.type in ("cpu", "cuda"))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
