@@ -102,7 +102,7 @@ def write_dirlab(folder: Path) -> None:
     image.write_bytes(image.read_bytes()[:1000])
     for name, change in (("far_dirlab", "4000\t1\t1\n"), ("short_dirlab", "")):
         table = next((folder / name).rglob("*_300_T00_xyz.txt"))
-        rows = table.read_text().splitlines(keepends=True)
+        rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
         table.write_text(change + "".join(rows[1:]))
 
 

@@ -57,7 +57,7 @@ def test_experiment_runs(
     monkeypatch.chdir(tmp_path)
     common = ["--config", str(path), "--data.root", str(phantom(layout)), "--wandb", "false"]
     few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2", "--model.points", "64"]
-    if yaml.safe_load(path.read_text())["model"]["init_args"]["field"] is not None:
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["field"] is not None:
         few += ["--model.field.hidden", "[32, 32, 32]"]
     out = tmp_path / "results"
     for command, more in (("fit", []), ("test", []), ("predict", ["--out", str(out)])):
@@ -66,8 +66,8 @@ def test_experiment_runs(
 
     [run] = runs.runs_of(tmp_path / "runs", path.stem)
     assert runs.is_finished(run)
-    metrics = json.loads((run / "results" / "metrics.json").read_text())
-    predicted = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((run / "results" / "metrics.json").read_text(encoding="utf-8"))
+    predicted = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for found in (metrics, predicted):
         found.pop("search/seconds", None)
     assert metrics == pytest.approx(predicted, abs=1e-6), "test and predict agree"
@@ -77,7 +77,9 @@ def test_experiment_runs(
     assert nib.load(out / "warped.nii.gz").shape[:2] == (32, 32)
     assert nib.load(out / "displacement.nii.gz").shape[3:] == (1, 3)
     if path.stem.startswith("cidir"):
-        assert (run / "results" / "alpha_search.csv").read_text() == (out / "alpha_search.csv").read_text()
+        assert (run / "results" / "alpha_search.csv").read_text(encoding="utf-8") == (
+            out / "alpha_search.csv"
+        ).read_text(encoding="utf-8")
         assert (out / "figures" / "alpha.png").stat().st_size > 1000
     assert (out / "figures" / "registration.png").stat().st_size > 1000
 
@@ -88,7 +90,7 @@ def test_recommended_experiments_are_what_register_does() -> None:
     methods = {"idir_dirlab_best": network(preset, LocalNCC()), "lattice_dirlab": recommended("accurate")}
     steps = {"idir_dirlab_best": preset.steps, "lattice_dirlab": preset.total_steps("lncc")}
     for name, method in methods.items():
-        config = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
+        config = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text(encoding="utf-8"))
         given = config["model"]["init_args"]
         assert config["model"]["class_path"] == type(method).__name__
         for key, value in given.items():

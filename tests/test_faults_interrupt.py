@@ -39,7 +39,7 @@ class Command:
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.log = out.with_suffix(".log")
         arguments = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"), "--init", "none", "--out", str(out)]
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "medinr.cli", "register", *arguments],
                 env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
@@ -50,8 +50,8 @@ class Command:
 
     def wait_for(self, text: str, seconds: float = 90) -> None:
         end = time.monotonic() + seconds
-        while text not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+        while text not in self.log.read_text(encoding="utf-8"):
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text(encoding="utf-8")
             time.sleep(0.005)
 
     def interrupt(self) -> None:
@@ -59,7 +59,11 @@ class Command:
 
     def finish(self) -> tuple[int, str, list[str]]:
         out, _ = self.process.communicate(timeout=90)
-        said = [x for x in self.log.read_text().replace("\r", "\n").splitlines() if x and not x.startswith("fit:")]
+        said = [
+            x
+            for x in self.log.read_text(encoding="utf-8").replace("\r", "\n").splitlines()
+            if x and not x.startswith("fit:")
+        ]
         return self.process.returncode, out, said
 
 
@@ -72,7 +76,7 @@ def test_ctrl_c_keeps_the_best_state_so_far(folder: Path, tmp_path: Path) -> Non
     assert code == 130
     assert len(said) == 1 and said[0].startswith("medinr: interrupted at step "), said
     assert out.splitlines()[-1] == f"results in {tmp_path / 'out'}"
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["interrupted"] is True
     assert 0 < metrics["step"] < PRESETS["accurate"].steps
     assert f"of step {metrics['step']}," in said[0]

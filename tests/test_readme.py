@@ -27,7 +27,7 @@ from medinr.methods import Refinement
 from medinr.space import transform_points
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 FEW = "--data.steps_per_epoch 2 --model.points 64"
@@ -75,10 +75,12 @@ def run_line(words: list[str], folder: Path) -> None:
         assert cli.main([*words[1:], *smaller]) == 0, shlex.join(words)
     elif words[0] == "make":
         for target in words[1:]:
-            assert re.search(rf"^{target}:.*##", (ROOT / "Makefile").read_text(), re.MULTILINE), f"make {target}"
+            assert re.search(rf"^{target}:.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), (
+                f"make {target}"
+            )
     elif words[:2] == ["pip", "install"]:
         [extras] = re.findall(r"^\.(?:\[([\w,]+)\])?$", words[2])
-        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         assert set(filter(None, extras.split(","))) <= set(known), words
     elif words[:2] == ["wandb", "sync"]:
         assert list(folder.glob(words[2])), words
@@ -108,7 +110,7 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     said = {"result", "masked", "excluded", "measured", "carried", "carried_back", "runs", "results", "other_alpha"}
     assert made == {*said, "mine.ckpt", "mlp_and_lattice.yaml"}, "each call writes where it says"
     [sum_run] = Path("runs/mlp_and_lattice").iterdir()
-    field = yaml.safe_load((sum_run / "config.yaml").read_text())["model"]["init_args"]["field"]
+    field = yaml.safe_load((sum_run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]["field"]
     assert [field["init_args"][k]["class_path"].split(".")[-1] for k in ("one", "other")] == ["MLP", "CubicLattice"]
     # The table of `register`'s files is what is there.
     table = README[README.index("The folder then holds") :].split("\n\n")[1]
@@ -166,8 +168,8 @@ KINDS = {"article", "conference-paper", "software", "book", "thesis", "data", "r
 
 
 def test_citation_is_valid() -> None:
-    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"authors", "cff-version", "message", "title"} <= set(found) <= set(TOP.split())
     assert found["cff-version"] == "1.2.0" and found["type"] == "software"
     assert (found["title"], found["version"], found["license"]) == ("medinr", project["version"], project["license"])
@@ -189,7 +191,7 @@ def test_citation_is_valid() -> None:
 
 
 def test_changelog_has_the_usual_form() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert text.startswith("# Changelog\n") and "keepachangelog.com" in text
     versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert versions[0] == "[Unreleased]"

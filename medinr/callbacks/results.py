@@ -48,7 +48,7 @@ def log_files(trainer: lightning.Trainer, files: Sequence[Path]) -> None:
     log_pictures(trainer, {p.stem: p for p in files if p.suffix == ".png"})
     for path in files:
         if path.suffix == ".csv" and path.stem != "moved_points":
-            with path.open() as file:
+            with path.open(encoding="utf-8") as file:
                 columns, *rows = csv.reader(file)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

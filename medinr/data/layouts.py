@@ -177,7 +177,7 @@ def read_geometry(root: Path | str) -> dict[str, DIRLabCase]:
         return {}
     form = '{"case1": {"shape": [x, y, z], "spacing": [sx, sy, sz]}}'
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected JSON like {form}, found {error}; correct or remove the file") from None
     if not isinstance(table, dict):

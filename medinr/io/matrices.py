@@ -21,7 +21,7 @@ def read_matrix(path: str | Path) -> Matrix:
     """
     file = existing_file(path)
     try:
-        rows = np.loadtxt(file, dtype=np.float64, delimiter="," if "," in file.read_text() else None)
+        rows = np.loadtxt(file, dtype=np.float64, delimiter="," if "," in file.read_text(encoding="utf-8") else None)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: expected a text file with a 4 x 4 matrix, found {error}; correct it") from None
     if rows.shape != (4, 4) or not np.isfinite(rows).all() or not np.allclose(rows[3], [0, 0, 0, 1]):

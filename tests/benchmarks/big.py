@@ -79,11 +79,11 @@ def main() -> None:
     load = round(os.getloadavg()[0], 2)
     row = measured(words)
     row["command"] = row["command"].replace(str(work), "WORK")
-    found = json.loads((out / "metrics.json").read_text())
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     name = f"big 512x512x128 {given.preset}{' exact' if given.exact else ''}"
     machine = f"{platform.machine()}, 1 of {os.cpu_count()} cores, torch {torch.__version__}"
     line = {"row": name, "machine": machine, "load": load, **row, **found}
-    with ROWS.open("a") as file:
+    with ROWS.open("a", encoding="utf-8") as file:
         file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
     print(name, {k: line[k] for k in ("seconds", "seconds_processor", "peak_gib", "tre/mean", "folding/percent")})
     if row["peak_gib"] > given.limit:

@@ -65,12 +65,12 @@ Task = tuple[str, str, str, int]
 
 
 def read_rows(file: Path = ROWS) -> list[Row]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def append(row: Row, rows: Path = ROWS) -> None:
     """One line, under a lock: two runs may write at the same time."""
-    with rows.open("a") as file:
+    with rows.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -168,12 +168,12 @@ class Bench:
         own = {"PYTHONPATH": str(ROOT)} if words[0] == sys.executable else {}
         path = {"PATH": f"{Path(words[0]).parent}{os.pathsep}{os.environ['PATH']}", **own}
         everything = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | tools.ENVIRONMENT | environment | path
-        with (scratch / "log").open("w") as log:
+        with (scratch / "log").open("w", encoding="utf-8") as log:
             subprocess.run(
                 [*launcher, str(LIMIT_SECONDS), str(report), *words], check=True, cwd=scratch, env=everything,
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        found: Row = json.loads(report.read_text())
+        found: Row = json.loads(report.read_text(encoding="utf-8"))
         return found
 
     @cache  # noqa: B019  (one bench a process)

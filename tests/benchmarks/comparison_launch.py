@@ -42,7 +42,7 @@ def main() -> None:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "memory_mb": round(usage.ru_maxrss / 1024, 1),
     }
-    with open(report, "w") as file:
+    with open(report, "w", encoding="utf-8") as file:
         json.dump(found, file)
 
 

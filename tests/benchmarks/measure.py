@@ -91,7 +91,11 @@ def _high_water() -> int:
     """Largest resident memory so far, kB. Linux' getrusage would include what the parent had before exec."""
     status = Path("/proc/self/status")
     if status.exists():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+        return int(
+            next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")).split()[
+                1
+            ]
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -231,7 +231,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in given.pairs.split(","):
         folder = make_pair(name, given.shared.resolve(), given.work.resolve())
-        print((folder / "pair.json").read_text().replace("\n", " "), flush=True)
+        print((folder / "pair.json").read_text(encoding="utf-8").replace("\n", " "), flush=True)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def cidir(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     print("### POPI T10 / T60\n\n" + popi(rows))
     print("### Known warps of POPI T10\n\n" + errors(pick(rows, "warp")))
     print("### Phantom\n\n" + errors(pick(rows, "phantom")))

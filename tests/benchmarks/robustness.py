@@ -184,7 +184,7 @@ def measure(truth: Truth, name: str, folder: Path, preset: str, seed: int) -> Ro
     options: list[str | Path] = ["--out", out, "--preset", preset, "--seed", str(seed)]
     options += ["--similarity", MULTIMODAL] if name == "inverted" else []
     command, seconds = medinr("register", folder / "fixed.nii.gz", folder / f"{name}.nii.gz", *options)
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
     back = torch.linalg.inv(change)
     plain = load_transform(folder / f"plain_{preset}_{seed}" / "transform.ckpt")
@@ -231,7 +231,11 @@ def main() -> None:
     given = parser.parse_args()
     shared, work = given.shared.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["row"] for line in given.rows.read_text().splitlines()} if given.rows.exists() else set()
+    done = (
+        {json.loads(line)["row"] for line in given.rows.read_text(encoding="utf-8").splitlines()}
+        if given.rows.exists()
+        else set()
+    )
     wanted = tuple(given.only.split(","))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -243,7 +247,7 @@ def main() -> None:
         row["load"] = round(os.getloadavg()[0], 2)
         row["command"] = row["command"].replace(str(work), "WORK").replace(str(shared), "SHARED")
         row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        with given.rows.open("a") as file:
+        with given.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = {k: row[k] for k in ("error", "ratio", "initial_error", "start_error", "seconds")}
         print(name, shown, f"{time.perf_counter() - begin:.0f} s", flush=True)

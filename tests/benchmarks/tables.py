@@ -77,7 +77,7 @@ def popi(shared: Path, work: Path, seed: int, preset: str) -> Row:
     before, after = (
         rms_difference(i.data[0].clamp(-1000, 200), fixed.data[0].clamp(-1000, 200), lungs) for i in (moving, warped)
     )
-    found = json.loads((out / "metrics.json").read_text())
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return {"command": command, "seconds": seconds, **found, "rms_lungs_before": before, "rms_lungs": after}
 
 
@@ -121,7 +121,7 @@ def register_folder(folder: Path, out: Path, seed: int, preset: str) -> Row:
     points = ["--fixed-points", folder / "fixed.csv", "--moving-points", folder / "moving.csv"]
     images = [folder / "fixed.nii.gz", folder / "moving.nii.gz"]
     command, seconds = medinr("register", *images, "--out", out, *points, "--seed", str(seed), "--preset", preset)
-    return {"command": command, "seconds": seconds, **json.loads((out / "metrics.json").read_text())}
+    return {"command": command, "seconds": seconds, **json.loads((out / "metrics.json").read_text(encoding="utf-8"))}
 
 
 def phantom_case(work: Path, case: int) -> Path:
@@ -152,20 +152,20 @@ def experiment(config: Path, work: Path, case: int, seed: int, name: str, dense:
         command, fit = medinr("fit", *common)
     if not dense:
         [log] = (work / "runs" / name).glob("*/metrics.csv")
-        with log.open() as file:
+        with log.open(encoding="utf-8") as file:
             last = [line for line in csv.DictReader(file) if line.get("tre/mean")][-1]
         errors = {k: float(v) for k, v in last.items() if k and k.startswith("tre/") and v}
         return {"command": command, "seconds": fit, "step": int(last["step"]), **errors}, log.parent
     _, test = medinr("test", *common)
     [results] = (work / "runs" / name).glob("*/results")
-    found = json.loads((results / "metrics.json").read_text())
+    found = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
     return {"command": command, "seconds": fit, "seconds_test": test, **found}, results
 
 
 def cidir(work: Path, seed: int) -> Row:
     """cIDIR on one case; its whole search table."""
     row, results = experiment(ROOT / "experiments" / "cidir_dirlab.yaml", work, CIDIR_CASE, seed, f"cidir_{seed}")
-    with (results / "alpha_search.csv").open() as file:
+    with (results / "alpha_search.csv").open(encoding="utf-8") as file:
         row["table"] = [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
     return row
 
@@ -173,7 +173,7 @@ def cidir(work: Path, seed: int) -> Row:
 def idir_at(work: Path, seed: int, k: int) -> Row:
     """The same network, similarity and points as cIDIR's, trained 600 steps (cIDIR: 1200) for one alpha alone."""
     alpha = 10 ** (-4 + 0.4 * k)
-    config = yaml.safe_load((ROOT / "experiments" / "cidir_dirlab.yaml").read_text())
+    config = yaml.safe_load((ROOT / "experiments" / "cidir_dirlab.yaml").read_text(encoding="utf-8"))
     model = config["model"]
     model["class_path"] = "PairRegistration"
     model["field"] = model["init_args"]["field"]
@@ -227,7 +227,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="first words of row names, comma-separated")
     given = parser.parse_args()
     shared, work = given.shared.resolve(), given.work.resolve()
-    done = {json.loads(line)["row"] for line in ROWS.read_text().splitlines()} if ROWS.exists() else set()
+    done = (
+        {json.loads(line)["row"] for line in ROWS.read_text(encoding="utf-8").splitlines()} if ROWS.exists() else set()
+    )
     wanted = set(given.only.split(",")) - {""}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     for name, measure in plan(shared, work):
@@ -236,7 +238,7 @@ def main() -> None:
         row = {"row": name, "commit": commit(), "machine": machine, "load": round(os.getloadavg()[0], 2), **measure()}
         row["command"] = row["command"].replace(str(work), "WORK").replace(str(shared), "SHARED")
         row = {k: round(v, 6) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
-        with ROWS.open("a") as file:
+        with ROWS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = {k: row[k] for k in ("seconds", "rms_lungs", "tre/mean", "tre/p95", "folding/percent") if k in row}
         print(name, shown, flush=True)

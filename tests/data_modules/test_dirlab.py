@@ -114,7 +114,7 @@ def test_runs_without_landmarks_and_masks(write_case: WriteCase) -> None:
 def test_landmark_counts_must_agree(write_case: WriteCase) -> None:
     root = write_case()
     file = root / "Case1Pack/ExtremePhases/Case1_300_T50_xyz.txt"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="found 300 and 299"):
         DIRLab(str(root)).setup()
 
@@ -125,7 +125,7 @@ def test_landmark_counts_must_agree(write_case: WriteCase) -> None:
 def test_bad_landmarks_are_refused(write_case: WriteCase, row: str, match: str) -> None:
     root = write_case()
     file = root / "Case1Pack/ExtremePhases/Case1_300_T50_xyz.txt"
-    file.write_text(row + "\n" + "".join(file.read_text().splitlines(keepends=True)[1:]))
+    file.write_text(row + "\n" + "".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match=match):
         DIRLab(str(root)).setup()
 

@@ -28,7 +28,7 @@ def test_landmarks_are_those_of_the_truth(phantom: Path) -> None:
     """World positions from the files agree with the table beside them: axes, base and spacing are read as written."""
     pair = DIRLab(str(phantom), 2).pair
     assert pair.fixed_points is not None and pair.moving_points is not None
-    rows = (phantom / "truth/case2/landmarks.csv").read_text().splitlines()
+    rows = (phantom / "truth/case2/landmarks.csv").read_text(encoding="utf-8").splitlines()
     columns = rows[0].split(",")
     table = [dict(zip(columns, row.split(","), strict=True)) for row in rows[1:]]
     for points, phase in ((pair.fixed_points, "T00"), (pair.moving_points, "T50")):

@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> dict[str, list[str] | str]:
         out[f"{side}_mask"] = save(tmp_path / f"{side}_mask.nii.gz", mask)
         out[f"{side}_exclude"] = save(tmp_path / f"{side}_exclude.nii.gz", np.roll(mask, 5, axis=0))
         out[f"{side}_guides"] = str(tmp_path / f"{side}.csv")
-        Path(str(out[f"{side}_guides"])).write_text("x,y,z\n6,5,4\n8,10.5,7\n")
+        Path(str(out[f"{side}_guides"])).write_text("x,y,z\n6,5,4\n8,10.5,7\n", encoding="utf-8")
     return out
 
 
@@ -109,7 +109,7 @@ def test_an_experiment_of_channels_and_guides_runs(files: dict[str, list[str]], 
     )
     runs = ["--config", str(config), "--runs", str(tmp_path / "runs"), "--wandb", "false"]
     assert cli.main(["fit", *runs]) == 0
-    logged = "".join(p.read_text() for p in (tmp_path / "runs").rglob("*.csv"))
+    logged = "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "runs").rglob("*.csv"))
     assert "loss/landmarks" in logged
     assert cli.main(["predict", *runs, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "warped_channel2.nii.gz").exists()

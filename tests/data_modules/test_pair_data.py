@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> dict[str, str]:
             out[key] = str(tmp_path / f"{key}.nii.gz")
             nib.save(nib.Nifti1Image(values, affine), out[key])
         out[f"{side}_points"] = str(tmp_path / f"{side}.csv")
-        Path(out[f"{side}_points"]).write_text("x,y,z\n6,5,4\n8,10.5,7\n")
+        Path(out[f"{side}_points"]).write_text("x,y,z\n6,5,4\n8,10.5,7\n", encoding="utf-8")
     return out
 
 
@@ -112,7 +112,7 @@ def test_cache_follows_files_and_settings(files: dict[str, str], tmp_path: Path)
 
 
 def test_counts_and_sides_of_points(files: dict[str, str]) -> None:
-    Path(files["moving_points"]).write_text("x,y,z\n6,5,4\n")
+    Path(files["moving_points"]).write_text("x,y,z\n6,5,4\n", encoding="utf-8")
     with pytest.raises(UserError, match="found 2 and 1"):
         PairDataModule(**files, points_space="voxel").setup()
     del files["moving_points"]
@@ -121,7 +121,7 @@ def test_counts_and_sides_of_points(files: dict[str, str]) -> None:
 
 
 def test_points_outside_the_mask_are_reported(files: dict[str, str]) -> None:
-    Path(files["fixed_points"]).write_text("x,y,z\n6,5,4\n15,10.5,7\n")
+    Path(files["fixed_points"]).write_text("x,y,z\n6,5,4\n15,10.5,7\n", encoding="utf-8")
     with pytest.warns(RegistrationWarning, match=r"50\.0% of the fixed landmarks"):
         PairDataModule(**files, points_space="voxel").setup()
 

@@ -92,7 +92,7 @@ def test_metrics_file_keeps_the_rows_before_the_checkpoint(tmp_path: Path) -> No
     again = MetricsFile(tmp_path, resume_step=20)
     again.log_metrics({"loss": 100.0}, 20)
     again.finalize("success")
-    lines = (tmp_path / "metrics.csv").read_text().split()
+    lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").split()
     assert lines == ["loss,step", "1.0,0", "11.0,10", "100.0,20"]
 
 

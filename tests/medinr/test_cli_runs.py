@@ -53,8 +53,8 @@ def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> N
     assert str(Path("runs") / "tiny" / place.name) in out
     assert {"config.yaml", "metrics.csv", "finished", "checkpoints", "figures"} == {p.name for p in place.iterdir()}
     assert [p.name for p in (place / "checkpoints").iterdir()] == ["last.ckpt"]
-    fitted = (place / "config.yaml").read_text()
-    rows = (place / "metrics.csv").read_text()
+    fitted = (place / "config.yaml").read_text(encoding="utf-8")
+    rows = (place / "metrics.csv").read_text(encoding="utf-8")
     for name in ("tre/mean", "dsc/mean", "image/psnr", "folding/percent", "loss/bending", "costs/seconds"):
         assert name in rows.split("\n")[0].split(",")
 
@@ -65,7 +65,7 @@ def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> N
     # The run's own configuration serves as well as the experiment's.
     code, out, err = run("test", "--config", str(place / "config.yaml"), "--wandb", "false")
     assert code == 0, err
-    metrics = json.loads((place / "results" / "metrics.json").read_text())
+    metrics = json.loads((place / "results" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["tre/mean"] < 0.7 * metrics["tre/initial_mean"], "so the checkpoint was used"
     assert metrics["tre/initial_mean"] == pytest.approx(np.linalg.norm(MOTION), abs=1e-3)
 
@@ -77,8 +77,8 @@ def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> N
     assert list((folder / "there" / "figures").glob("*.png"))
     field = nib.load(folder / "there" / "displacement.nii.gz").get_fdata()[5:-5, 5:-5, 5:-5, 0].mean((0, 1, 2))
     assert np.abs(field - np.array([-2, -1, 0])).max() < 0.7, "LPS"
-    assert (place / "config.yaml").read_text() == fitted
-    assert (place / "metrics.csv").read_text() == rows
+    assert (place / "config.yaml").read_text(encoding="utf-8") == fitted
+    assert (place / "metrics.csv").read_text(encoding="utf-8") == rows
     assert only(folder / "runs" / "tiny") == place
 
 
@@ -170,8 +170,8 @@ def test_an_offline_run_holds_configuration_metrics_and_images(run: Run, folder:
     place = only(folder / "runs" / "tiny")
     [tracked] = place.glob("wandb/offline-run-*")
     files = tracked / "files"
-    assert (files / "config.yaml").read_text() == (place / "config.yaml").read_text()
-    assert (files / "metrics.csv").read_text() == (place / "metrics.csv").read_text()
+    assert (files / "config.yaml").read_text(encoding="utf-8") == (place / "config.yaml").read_text(encoding="utf-8")
+    assert (files / "metrics.csv").read_text(encoding="utf-8") == (place / "metrics.csv").read_text(encoding="utf-8")
     images = list((files / "media" / "images").glob("registration_*.png"))
     assert images and all(i.read_bytes()[1:4] == b"PNG" for i in images)
     records = read_wandb(next(tracked.glob("*.wandb")))
@@ -190,7 +190,7 @@ def test_an_evaluation_tracks_a_table_and_a_picture(run: Run, folder: Path) -> N
     assert code == 0, err
     [tracked] = only(folder / "runs" / "tiny").glob("wandb/offline-run-*")
     [table] = (tracked / "files" / "media" / "table").glob("cases_*.json")
-    content = json.loads(table.read_text())
+    content = json.loads(table.read_text(encoding="utf-8"))
     assert content["columns"][0] == "case" and "tre/mean" in content["columns"]
     assert len(content["data"]) == 1 and content["data"][0][0] == "pair"
     assert list((tracked / "files" / "media" / "images").glob("registration_*.png"))

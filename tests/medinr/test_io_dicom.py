@@ -1,5 +1,6 @@
 """DICOM series: the real ones equal their NIfTI files, and a stack that is no grid is refused."""
 
+import locale
 import os
 import shutil
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def write_series(
 ) -> list[Path]:
     """Values [x, y, z], one file a slice, named against their order in space; slope k of stored values for slice k."""
     sitk: Any = pytest.importorskip("SimpleITK")
+    locale_before = locale.setlocale(locale.LC_ALL)
     folder.mkdir(parents=True, exist_ok=True)
     lps = np.diag([-1, -1, 1, 1]) @ domain.voxel_to_world.numpy()
     axes = lps[:3, :3] / np.array(domain.spacing)
@@ -70,6 +72,7 @@ def write_series(
         files.append(folder / f"{name}{99 - k}.dcm")
         writer.SetFileName(str(files[-1]))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, locale_before)  # GDCM's writer leaves "C" behind, where text is ASCII
     return files
 
 

@@ -37,7 +37,10 @@ def test_every_form_is_the_transform(tmp_path: Path) -> None:
     matrix, _ = io.read_start(tmp_path / "affine.tfm", pairs.CUBE)
     residual, _ = io.read_displacement(tmp_path / "residual_displacement.nii.gz")
     assert (transform_points(matrix, world + residual.reshape(-1, 3).double()) - moved).norm(dim=1).max() < 1e-3
-    assert "affine.tfm after it" in json.loads((tmp_path / "residual_displacement.json").read_text())["note"]
+    assert (
+        "affine.tfm after it"
+        in json.loads((tmp_path / "residual_displacement.json").read_text(encoding="utf-8"))["note"]
+    )
 
     voxels = io.read_learn2reg(tmp_path / "disp_fixed_moving.nii.gz", pairs.CUBE)
     assert (voxels - dense).abs().max() < 1e-4
@@ -65,7 +68,7 @@ def test_results_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
     (out / "inverse_displacement_of_mine.nii.gz").write_text("the user's own")
     (tmp_path / "outside.txt").write_text("the user's own")
     assert (out / "inverse_displacement.nii.gz").exists() and out / "disp_fixed_moving.nii.gz" in first
-    content = json.loads((out / LISTING).read_text())
+    content = json.loads((out / LISTING).read_text(encoding="utf-8"))
     os.symlink(tmp_path / "outside.txt", out / "link.txt")
     content["files"] += ["../outside.txt", str(tmp_path / "outside.txt"), "figures", "link.txt", "missing.txt", 7]
     (out / LISTING).write_text(json.dumps(content))

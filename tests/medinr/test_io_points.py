@@ -48,7 +48,7 @@ def test_spaces(tmp_path: Path) -> None:
 def test_written_points_read_back(tmp_path: Path, space: str) -> None:
     points = torch.randn(30, 3, dtype=torch.float64) * 100
     write_points(tmp_path / "p.csv", points, space, DOMAIN)  # type: ignore[arg-type]
-    assert (tmp_path / "p.csv").read_text().startswith("x,y,z\n")
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8").startswith("x,y,z\n")
     again = read_points(tmp_path / "p.csv", space, DOMAIN)  # type: ignore[arg-type]
     assert (again - points).abs().max() < 1e-5
     assert [f.name for f in tmp_path.iterdir()] == ["p.csv"]

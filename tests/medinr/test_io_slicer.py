@@ -67,7 +67,7 @@ def test_written_points_read_back(tmp_path: Path, name: str, space: str) -> None
     points = torch.randn(30, 3, dtype=torch.float64) * 100
     write_points(tmp_path / name, points, space)  # type: ignore[arg-type]
     assert (read_points(tmp_path / name) - points).abs().max() < 1e-5
-    text = (tmp_path / name).read_text()
+    text = (tmp_path / name).read_text(encoding="utf-8")
     assert "LPS" in text and f"{-points[0, 0]:.4f}"[:-1] in text, "the numbers in the file are LPS"
 
 

@@ -47,7 +47,7 @@ def test_the_sidecar_says_what_the_numbers_mean(tmp_path: Path) -> None:
     domain = grids.domain("oblique")
     write_displacement(tmp_path / "a.b.nii", smooth_displacement(domain), domain)
     assert sidecar_path(tmp_path / "a.b.nii") == tmp_path / "a.b.json"
-    told = json.loads((tmp_path / "a.b.json").read_text())
+    told = json.loads((tmp_path / "a.b.json").read_text(encoding="utf-8"))
     assert (told["unit"], told["space"]) == ("mm", "LPS") and told["direction"].startswith("fixed to moving")
     assert told["grid"]["shape"] == list(domain.shape) and "1007" in told["convention"]
 

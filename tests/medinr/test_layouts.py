@@ -107,6 +107,6 @@ def test_malformed_geometry_is_one_line(tmp_path: Path, content: str, match: str
 
 def test_geometry_file_is_plain_json(tmp_path: Path) -> None:
     layouts.write_geometry(tmp_path, [layouts.DIRLAB_CASES[1]])
-    assert json.loads((tmp_path / "geometry.json").read_text()) == {
+    assert json.loads((tmp_path / "geometry.json").read_text(encoding="utf-8")) == {
         "case1": {"shape": [256, 256, 94], "spacing": [0.97, 0.97, 2.5]}
     }

@@ -112,7 +112,7 @@ def test_the_two_limbs_differ(phantom: ThoraxCase) -> None:
 
 def test_motion_uses_no_code_of_the_methods() -> None:
     for path in Path(medinr.phantoms.__path__[0]).glob("thorax*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
@@ -232,7 +232,7 @@ def test_truth_displacement_is_lps_and_exact(root: Path, phantom: ThoraxCase) ->
 
 
 def test_truth_landmarks_at_all_phases(root: Path, phantom: ThoraxCase) -> None:
-    with (root / "truth/case3/landmarks.csv").open() as file:
+    with (root / "truth/case3/landmarks.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 375 * 10
     chosen = [r for r in rows if r["set"] == "sampled" and r["phase"] == "T70"]

@@ -176,7 +176,7 @@ def test_a_known_deformation_of_a_slice_is_found(fitted: tuple[medinr.Result, Pa
     assert result.metrics["tre/mean"] < 0.6
     assert result.metrics["folding/percent"] == 0
     assert float(result.evaluation.displacement[..., 2].abs().max()) == 0
-    assert json.loads((out / "metrics.json").read_text())["tre/mean"] == result.metrics["tre/mean"]
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["tre/mean"] == result.metrics["tre/mean"]
 
 
 def test_files_of_a_slice(fitted: tuple[medinr.Result, Path]) -> None:

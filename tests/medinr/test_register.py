@@ -114,7 +114,7 @@ def test_files(fitted: Result, folder: Path) -> None:
     out = folder / "out"
     assert {f.name for f in out.rglob("*") if f.is_file()} == WRITTEN
     assert all(f.is_file() for f in fitted.files)
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["case"] == "fixed" and metrics["seed"] == 0 and metrics["seconds/fit"] > 0
     assert metrics["tre/mean"] == fitted.metrics["tre/mean"]
     det = io.read_image(out / "jacobian_determinant.nii.gz")
@@ -289,7 +289,9 @@ def test_metrics_of_equal_images_are_strict_json(tmp_path: Path) -> None:
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is not JSON")
 
-    assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)["image/psnr"] is None
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)["image/psnr"] is None
+    )
 
 
 # -- the command: a mistake is one line, and leaves nothing behind ----------------------------------------------------

@@ -93,7 +93,7 @@ def test_killed_while_it_writes_a_checkpoint_in_mid_epoch(run: Run, folder: Path
     assert [p.name for p in (place / "checkpoints").iterdir()] == ["last.ckpt"]
     assert run("fit", *common, "--experiment", "whole")[0] == 0
     assert largest_difference(place, only(folder / "runs" / "whole")) <= 1e-6
-    header, *rows = (place / "metrics.csv").read_text().splitlines()
+    header, *rows = (place / "metrics.csv").read_text(encoding="utf-8").splitlines()
     column = header.split(",").index("tre/mean")
     evaluated = [row for row in rows if row.split(",")[column]]
     assert len(evaluated) == 4, "one validation for each epoch, none twice"
@@ -148,7 +148,7 @@ def test_another_writer_of_the_last_checkpoint_is_refused(run: Run, folder: Path
 def test_a_lattice_that_takes_its_size_from_the_image_continues(run: Run, folder: Path) -> None:
     siren = "{class_path: SIREN, init_args: {hidden: [32, 32], omega: 20}}"
     lattice = "{class_path: CubicLattice, init_args: {spacings: [16, 8]}}"
-    text = (folder / "tiny.yaml").read_text()
+    text = (folder / "tiny.yaml").read_text(encoding="utf-8")
     (folder / "lattice.yaml").write_text(text.replace(siren, lattice).replace("max_steps: 40", "max_steps: 10"))
     common = ("--config", "lattice.yaml", "--wandb", "false")
     assert run("fit", *common)[0] == 0
