@@ -1,7 +1,8 @@
 """Methods: one file each."""
 
-from medinr.methods.base import RegistrationMethod, load_method
+from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
+from medinr.methods.module import RegistrationModule, load_method
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
 
@@ -11,5 +12,6 @@ __all__ = [
     "RefinedRegistration",
     "Refinement",
     "RegistrationMethod",
+    "RegistrationModule",
     "load_method",
 ]

@@ -1,37 +1,30 @@
-"""The base of the pairwise methods: points, pyramid, loss bookkeeping, optimizer, checkpoints."""
+"""The base of the pairwise methods: field, similarity and penalties on random points, coarse to fine."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 
-from medinr.configured import Configured, build, spec
 from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
-from medinr.io import atomic_path
 from medinr.losses import Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
 from medinr.methods.mixins import INRMixin, RegularizerMixin
-from medinr.precision import full, mixed
-from medinr.ranks import any_rank, rank, share
-from medinr.results import Evaluation, evaluate, landmark_metrics
+from medinr.methods.module import Group, RegistrationModule
+from medinr.ranks import share
 from medinr.sampling import PointSampler
 from medinr.space import Domain
 from medinr.types import Points, Scalar
 
-PRECISIONS = ("32-true", "bf16-mixed")
 
-
-class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.LightningModule):
+class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
     """Fits a map to one pair of images.
 
-    A subclass says what its loss is (`objective`) and at which condition its result is read (`context`).
+    A subclass says what its loss is (`loss_at`) and at which condition its result is read (`context`).
 
     With ``trainer.precision: bf16-mixed`` products between hidden layers are rounded to bfloat16 in training, all else
     is float32 (`medinr.precision`). With several processes each draws its share of the points from a random stream of
@@ -96,9 +89,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         self.window, self.jitter, self.scale = window, jitter, scale
         self.use_mask, self.use_moving_mask = use_mask, use_moving_mask
         self.landmark_weight, self.background = landmark_weight, background
-        self.pair: Pair | None = None
         self.levels: list[Level] = []
-        self.state: dict[str, Any] = {}
 
     @property
     def penalties(self) -> Mapping[str, Regularizer]:  # type: ignore[override]
@@ -135,6 +126,17 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
             "windows": [[float(v) for v in w] for w in windows],
         }
 
+    def size(self, pair: Pair) -> None:
+        self.domain = self.cover(pair.domain)
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        start = torch.tensor(kept["start"], dtype=torch.float64)
+        self.remember(Domain.from_dict(kept["domain"]), start, kept["windows"])
+
+    @property
+    def attached(self) -> bool:
+        return bool(self.levels)
+
     def cover(self, domain: Domain) -> Domain:
         """Let the map take its size from the image; returns the domain as the method normalises it."""
         scaled = domain.with_scale("per-axis" if self.scale == "per-axis" else "isotropic")
@@ -166,10 +168,6 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         """Where the points of the present step are drawn."""
         return self.samplers[self._level_index]
 
-    @property
-    def total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
-
     def terms(self, x: Points, context: Tensor | None = None) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """Data terms and raw penalties at points x [N, 3]; the overlap is among the data terms, for the log."""
         level = self.level
@@ -188,9 +186,20 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         to_moving = self.start @ self.domain.normalised_to_world
         return {"landmarks": self.guide_distance(pair.fixed_guides, pair.moving_guides, to_moving, context)}
 
-    def objective(self, batch: Points) -> dict[str, Scalar]:
-        """Named terms whose sum is the loss, at points [N, 3]; raw values for the log are kept out of the sum."""
+    def conditions(self) -> list[Tensor | None]:
+        """The conditions of the map in one step, each for an equal share of the points."""
+        return [None]
+
+    def loss_at(self, batch: Points, conditions: Sequence[Tensor | None]) -> dict[str, Scalar]:
+        """The terms of the loss at points [N, 3], with the map at the given conditions."""
         raise NotImplementedError
+
+    def draw(self) -> Points:
+        """This process's share of the points of a step."""
+        return self.sampler(share(self.points), self.device)
+
+    def objective(self, batch: Points) -> dict[str, Scalar]:
+        return self.loss_at(batch, self.conditions())
 
     def weigh(self, data: dict[str, Scalar], raw: dict[str, Scalar]) -> dict[str, Scalar]:
         """Apply every weight, once; log overlap and raw penalties."""
@@ -199,27 +208,6 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
         if "landmarks" in data:
             terms["landmarks"] = self.landmark_weight * data["landmarks"]
         return terms | {k: self.penalties[k].weight * v for k, v in raw.items()}
-
-    @property
-    def _log_every(self) -> int:
-        return int(getattr(self.trainer, "log_every_n_steps", 50)) or 50
-
-    def _log(self, values: dict[str, Tensor], **how: Any) -> None:
-        if self._trainer is not None and self.global_step % self._log_every == 0:
-            self.log_dict(values, sync_dist=True, **how)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        with mixed(self.device.type):
-            terms = self.objective(self.sampler(share(self.points), self.device))
-            loss = torch.stack(list(terms.values())).sum()
-        if any_rank(not bool(torch.isfinite(loss)), self.device):  # all stop, or those who go on wait for ever
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr: {self.lr}) "
-                "or look for invalid intensities"
-            )
-        self._log({"loss": loss.detach()}, prog_bar=True)
-        self._log({f"loss/{k}": v.detach() for k, v in terms.items()})
-        return loss
 
     # -- optimization --------------------------------------------------------------------------------------------
 
@@ -232,130 +220,6 @@ class RegistrationMethod(INRMixin, RegularizerMixin, Configured, lightning.Light
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
-        if not (self.warmup or self.cosine):
-            return optimizer
+    def groups(self) -> list[Group]:
         total = self.total_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Called before results are read: a conditioned method searches its condition here."""
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """TRE where landmarks are known (cheap: no image is warped)."""
-        assert self.pair is not None
-        with full(self.device.type):
-            found = landmark_metrics(self.transform(), self.pair)
-        self.log_dict({k: v for k, v in found.items() if k != "tre/mean"}, batch_size=1, sync_dist=True)
-        if found:
-            self.log("tre/mean", found["tre/mean"], prog_bar=True, batch_size=1, sync_dist=True)
-
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Every metric on the whole fixed grid."""
-        evaluation = self.predict_step(batch, batch_idx)
-        self.log_dict(evaluation.metrics, batch_size=1, sync_dist=True)
-        return {"evaluation": evaluation}
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Evaluation:
-        """The transform on the whole fixed grid; a callback writes it."""
-        assert self.pair is not None
-        with full(self.device.type):
-            self.settle()
-            return evaluate(self.transform(), self.pair)
-
-    # -- Lightning's hooks ---------------------------------------------------------------------------------------
-
-    def _ready(self) -> None:
-        """Take the pair, once, and after Lightning has moved the method to its device."""
-        if not self.levels:
-            self.attach(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
-
-    def setup(self, stage: str) -> None:
-        if self.trainer.precision not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}: coordinates and "
-                "second derivatives need float32, and float16 has too small a range for derivatives"
-            )
-        pair = self.pair or self.trainer.datamodule.pair  # type: ignore[attr-defined]
-        self.domain = self.cover(pair.domain)  # the parameters must exist before the optimizer takes them
-
-    def on_fit_start(self) -> None:
-        self._ready()
-        if rank():  # weights are rank 0's; from here on each rank draws numbers of its own
-            torch.manual_seed(torch.initial_seed() + rank())
-
-    def on_validation_start(self) -> None:
-        self._ready()
-
-    def on_test_start(self) -> None:
-        self._ready()
-
-    def on_predict_start(self) -> None:
-        self._ready()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["medinr"] = {"method": spec(self), **self.state}
-
-    def save(self, path: str | Path) -> None:
-        """Write the weights and all that is needed to use the transform again; no optimizer, no images."""
-        checkpoint: dict[str, Any] = {
-            "state_dict": {k: v.detach().cpu() for k, v in self.state_dict().items()},
-            "pytorch-lightning_version": lightning.__version__,
-        }
-        self.on_save_checkpoint(checkpoint)
-        with atomic_path(path) as part:
-            torch.save(checkpoint, part)
-
-    def report(self, out: Path) -> list[Path]:
-        """Write what the method has to say beside the usual results; returns the files."""
-        return []
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
-        """Rebuild a method with its weights, domain, start and window; no further argument is needed."""
-        method = load_method(checkpoint_path, map_location)
-        if not isinstance(method, cls):
-            raise UserError(
-                f"{checkpoint_path}: expected a checkpoint of {cls.__name__}, found {type(method).__name__}"
-            )
-        return method
-
-
-def load_method(path: str | Path, map_location: Any = "cpu") -> RegistrationMethod:
-    """Any method from its checkpoint.
-
-    Raises:
-        UserError: no such file, not a checkpoint, or not one of medinr's.
-    """
-    file = Path(path)
-    if not file.is_file():
-        inside = file / "transform.ckpt"
-        hint = f"; did you mean {inside}?" if inside.is_file() else ""
-        raise UserError(f"{path}: no such checkpoint; expected a .ckpt file that medinr wrote{hint}")
-    try:
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-    except Exception:  # torch raises many kinds: pickle, zip, runtime and key errors
-        raise UserError(f"{path}: not a readable checkpoint; expected a .ckpt file that medinr wrote") from None
-    if not isinstance(checkpoint, dict) or "medinr" not in checkpoint:
-        raise UserError(f"{path}: a checkpoint of another program; expected a .ckpt file that medinr wrote")
-    kept = checkpoint["medinr"]
-    try:
-        method = build(kept["method"])
-        if not isinstance(method, RegistrationMethod):
-            raise UserError(f"{path}: holds {type(method).__name__}, which is no registration method")
-        start = torch.tensor(kept["start"], dtype=torch.float64)
-        method.remember(Domain.from_dict(kept["domain"]), start, kept["windows"])
-        method.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        what = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{path}: an incomplete or changed checkpoint ({what}); expected one that medinr wrote"
-        ) from None
-    method.state = {k: v for k, v in kept.items() if k != "method"}
-    return method.to(map_location).eval()
+        return [(list(self.parameters()), lambda step: self.lr * self.rate(step, total))]

@@ -113,12 +113,17 @@ class ConditionedRegistration(RegistrationMethod):
         self.alpha.copy_(value)
         return self
 
-    def objective(self, batch: Points) -> dict[str, Scalar]:
-        strata = torch.stack([torch.randperm(self.alphas, device=batch.device) for _ in self.conditioned], dim=1)
+    def conditions(self) -> list[Tensor | None]:
+        """Stratified alphas, at random within their strata of the prior."""
+        strata = torch.stack([torch.randperm(self.alphas, device=self.device) for _ in self.conditioned], dim=1)
         # One for all processes: sums over their points are those of one field.
-        alphas = from_first(self.quantile((strata + torch.rand(strata.shape, device=batch.device)) / self.alphas))
+        alphas = from_first(self.quantile((strata + torch.rand(strata.shape, device=self.device)) / self.alphas))
+        return list(alphas)
+
+    def loss_at(self, batch: Points, conditions: Sequence[Tensor | None]) -> dict[str, Scalar]:
         totals: dict[str, list[Scalar]] = {}
-        for x, alpha in zip(batch.chunk(self.alphas), alphas, strict=True):
+        for x, alpha in zip(batch.chunk(self.alphas), conditions, strict=True):
+            assert alpha is not None
             data, raw = self.terms(x, alpha)
             terms = self.weigh(data, raw)
             for name, a in zip(self.conditioned, alpha, strict=True):

@@ -1,5 +1,9 @@
 """Pairwise registration by an implicit neural representation (IDIR and what followed)."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from medinr.methods.base import RegistrationMethod
 from medinr.types import Points, Scalar
 
@@ -12,6 +16,6 @@ class PairRegistration(RegistrationMethod):
     local NCC on extrapolated patches, warm-up, cosine and a folding barrier, is experiments/idir_dirlab_best.yaml.
     """
 
-    def objective(self, batch: Points) -> dict[str, Scalar]:
+    def loss_at(self, batch: Points, conditions: Sequence[Tensor | None]) -> dict[str, Scalar]:
         data, raw = self.terms(batch)
         return self.weigh(data, raw)

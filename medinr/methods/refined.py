@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from medinr.losses import Regularizer, Similarity
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, compare_on_grid, make_grid, voxel_mm
 from medinr.methods.levels import Level, Window
+from medinr.methods.module import Group, Rate
 from medinr.ranks import world_size
 from medinr.sampling import interpolate
 from medinr.space import Domain, transform_points
@@ -213,7 +213,7 @@ class RefinedRegistration(RegistrationMethod):
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
-    def objective(self, batch: Points) -> dict[str, Scalar]:
+    def loss_at(self, batch: Points, conditions: Sequence[Tensor | None]) -> dict[str, Scalar]:
         if self.stage is None:
             data, raw = self.terms(batch)
             terms = self.weigh(data, raw)
@@ -251,14 +251,13 @@ class RefinedRegistration(RegistrationMethod):
         for parameter in rests:
             parameter.grad = None
 
-    def configure_optimizers(self) -> Any:
-        """Adam; the network follows the usual schedule in its part, each level of the lattice that of its stages."""
+    def groups(self) -> list[Group]:
+        """The network follows the usual schedule in its part, each level of the lattice that of its stages."""
         r, lattice = self.refinement, self.lattices[0]
         starts = self.schedule()
         unit = voxel_mm(self.domain) / self.domain.unit_mm
-        groups: list[dict[str, Any]] = [{"params": [p], "lr": 1.0} for p in lattice.levels]
 
-        def of_level(level: int) -> Any:
+        def of_level(level: int) -> Rate:
             def rate(step: int) -> float:
                 for stage, (first, last) in enumerate(itertools.pairwise(starts)):
                     if first <= step < last and level in r.levels(stage, 0):
@@ -269,10 +268,8 @@ class RefinedRegistration(RegistrationMethod):
 
             return rate
 
-        rates = [of_level(i) for i in range(len(groups))]
+        found: list[Group] = [([p], of_level(i)) for i, p in enumerate(lattice.levels)]
         if self.network:
-            groups.append({"params": list(self.network[0].parameters()), "lr": 1.0})
-            rates.append(lambda step: self.lr * self.rate(step, starts[0]) if step < starts[0] else 0.0)
-        optimizer = torch.optim.Adam(groups, lr=1.0, fused=self.device.type in ("cpu", "cuda"))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            parameters: list[Tensor] = list(self.network[0].parameters())
+            found.append((parameters, lambda s: self.lr * self.rate(s, starts[0]) if s < starts[0] else 0.0))
+        return found

@@ -71,17 +71,19 @@ def test_warm_up_and_cosine(cosine: bool) -> None:
     setup = method.configure_optimizers()
     schedule = setup["lr_scheduler"]["scheduler"]
     assert setup["lr_scheduler"]["interval"] == "step"
-    (factor,) = schedule.lr_lambdas
-    assert [factor(s) for s in (0, 19, 39)] == pytest.approx([1 / 40, 0.5, 1.0])
-    after = [factor(s) for s in (40, 40 + 90, 40 + 180, 40 + 270, 400)]
-    expected = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)] if cosine else [1.0] * 5
+    (rate,) = schedule.lr_lambdas
+    assert [rate(s) for s in (0, 19, 39)] == pytest.approx([0.02 / 40, 0.01, 0.02])
+    after = [rate(s) for s in (40, 40 + 90, 40 + 180, 40 + 270, 400)]
+    expected = [0.01 * (1 + math.cos(math.pi * k / 4)) for k in range(5)] if cosine else [0.02] * 5
     assert after == pytest.approx(expected)
     assert schedule.get_last_lr() == pytest.approx([0.02 / 40])
 
 
-def test_constant_learning_rate_needs_no_schedule() -> None:
-    optimizer = at_step(PairRegistration(small_field(), NCC(), lr=0.02), 0).configure_optimizers()
-    assert isinstance(optimizer, torch.optim.Adam) and optimizer.param_groups[0]["lr"] == 0.02
+def test_constant_learning_rate() -> None:
+    setup = at_step(PairRegistration(small_field(), NCC(), lr=0.02), 0).configure_optimizers()
+    schedule = setup["lr_scheduler"]["scheduler"]
+    assert [rate(s) for rate in schedule.lr_lambdas for s in (0, 200, 400)] == pytest.approx([0.02] * 3)
+    assert setup["optimizer"].param_groups[0]["lr"] == pytest.approx(0.02)
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ from medinr.fields import SIREN, CubicLattice, as_map
 from medinr.fields.lattice import basis_matrix
 from medinr.io import stack_channels
 from medinr.losses import LocalNCC
-from medinr.methods import RefinedRegistration, Refinement
-from medinr.methods.base import load_method
+from medinr.methods import RefinedRegistration, Refinement, load_method
 from medinr.space import Domain, Image, transform_points
 from tests.medinr import grids, pairs
 from tests.medinr.tolerances import assert_close
