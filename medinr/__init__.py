@@ -3,17 +3,18 @@
 import importlib
 from typing import Any
 
-__all__ = ["Result", "apply", "register"]
+__all__ = ["Result", "apply", "evaluate", "register"]
 
 _LAZY = {
     "register": "medinr.commands.register",
     "Result": "medinr.commands.register",
     "apply": "medinr.commands.apply",
+    "evaluate": "medinr.commands.evaluate",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """`register`, `apply` and `Result` on first use: importing medinr does not wait for PyTorch."""
+    """`register`, `apply`, `evaluate` and `Result` on first use: importing medinr does not wait for PyTorch."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'medinr' has no attribute {name!r}")

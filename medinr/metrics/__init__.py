@@ -12,8 +12,10 @@ from medinr.metrics.jacobian import (
 from medinr.metrics.learn2reg import (
     HausdorffDistance95Learn2Reg,
     StdLogJacobianLearn2Reg,
+    common_labels,
     hd95_learn2reg,
     sdlogj_learn2reg,
+    tre_learn2reg,
 )
 from medinr.metrics.mean import CaseMean
 from medinr.metrics.overlap import Dice, HausdorffDistance95, dice, hd95
@@ -32,6 +34,7 @@ __all__ = [
     "StdLogJacobianLearn2Reg",
     "StructuralSimilarity",
     "TargetRegistrationError",
+    "common_labels",
     "dice",
     "displaced",
     "finite_difference_jacobian",
@@ -46,4 +49,5 @@ __all__ = [
     "snapped_tre",
     "ssim",
     "tre",
+    "tre_learn2reg",
 ]

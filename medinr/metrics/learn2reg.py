@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from medinr.metrics.jacobian import finite_difference_jacobian
 from medinr.metrics.mean import CaseMean
 from medinr.metrics.overlap import label_names
 from medinr.space import Domain
-from medinr.types import Mask
+from medinr.types import Mask, Points
 
 _BORDER = 2  # voxels that the evaluation leaves out on every side
 
@@ -68,6 +69,36 @@ def hd95_learn2reg(warped: Tensor, fixed: Tensor, labels: Sequence[int] | None =
         directed = zip(edges, distances, areas, strict=True)
         found[k] = max(_percentile(d, area[edge], 0.95) for edge, d, area in directed)
     return found
+
+
+def tre_learn2reg(
+    fixed: Points, moving: Points, displacement: Tensor, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Tensor:
+    """Learn2Reg's TRE [n]: voxels times the *moving* image's spacing; the displacement is read by cubic splines.
+
+    `tre` measures in the world instead, and takes a written displacement trilinearly, as ITK and our readers do.
+
+    Args:
+        fixed, moving: landmarks [n, 3] in voxels of their images, which share one grid in the challenge.
+        displacement: in voxels [X, Y, Z, 3], as `medinr.io.write_learn2reg` writes it.
+        spacing: of the moving image, mm.
+    """
+    from scipy.ndimage import map_coordinates
+
+    at = fixed.double().numpy().T
+    # The evaluation leaves SciPy's defaults: splines that mirror at the border, and 0 beyond it.
+    u = np.stack([map_coordinates(c, at) for c in displacement.double().movedim(-1, 0).numpy()], axis=-1)
+    gap = (fixed.double() + torch.from_numpy(u) - moving.double()) * torch.tensor(tuple(spacing), dtype=torch.float64)
+    distance: Tensor = gap.norm(dim=-1)
+    return distance
+
+
+def common_labels(fixed: Tensor, moving: Tensor) -> list[int]:
+    """The labels, without 0, that Learn2Reg's Dice and HD95 count: those that both images have *before* warping.
+
+    A label that the transform loses then counts with Dice 0, and one that only one image has does not count.
+    """
+    return sorted((set(fixed.unique().tolist()) & set(moving.unique().tolist())) - {0})
 
 
 class StdLogJacobianLearn2Reg(CaseMean):
