@@ -29,6 +29,7 @@ class Evaluation:
         displacement: phi(p) - p at voxel centres [X, Y, Z, 3], RAS mm.
         det: det J_phi [X, Y, Z].
         metrics: names and numbers, as logged.
+        uncertainty: length of the uncertainty's vector in mm [X, Y, Z]; None: the transform knows of none.
     """
 
     warped: Volume
@@ -36,6 +37,7 @@ class Evaluation:
     displacement: Tensor
     det: Tensor
     metrics: dict[str, float]
+    uncertainty: Tensor | None = None
 
 
 def landmark_metrics(transform: Transform, pair: Pair) -> dict[str, float]:
@@ -81,10 +83,22 @@ def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluatio
         "displacement/lattice_error_mm": dense.error_mm,
         "start/log_det": torch.linalg.det(transform.start[:3, :3]).abs().log().item(),
     }
+    found |= uncertainty_metrics(dense.uncertainty, region, transform)
     compared = region if pair.fixed_exclude is None else region & ~pair.fixed_exclude
     found |= image_metrics(pair.fixed.data, start, warped, compared)
     found |= _overlaps(pair, dense.displacement, transform.start)
-    return Evaluation(warped, start, dense.displacement, dense.det, found)
+    return Evaluation(warped, start, dense.displacement, dense.det, found, dense.uncertainty)
+
+
+def uncertainty_metrics(uncertainty: Tensor | None, region: Tensor, transform: Transform) -> dict[str, float]:
+    """Mean and 95th percentile of the uncertainty in mm over a region, and whether the result is to be trusted."""
+    if uncertainty is None:
+        return {}
+    values = uncertainty[region]
+    p95 = values[:: max(1, len(values) // 1_000_000)].quantile(0.95).item()
+    found = {"uncertainty/mean_mm": values.mean().item(), "uncertainty/p95_mm": p95}
+    trust_mm = getattr(transform, "trust_mm", None)
+    return found if trust_mm is None else found | {"uncertainty/trusted": float(p95 <= trust_mm)}
 
 
 def image_metrics(fixed: Volume, start: Volume, warped: Volume, region: Tensor) -> dict[str, float]:
@@ -141,6 +155,18 @@ def save_picture(path: Path, evaluation: Evaluation, pair: Pair, title: str = ""
     figures.save_figure(figure, path)
 
 
+def page(
+    evaluation: Evaluation, pair: Pair, start: Matrix, settings: dict[str, Any], warnings: Sequence[str] = ()
+) -> str:
+    """The report as one self-contained HTML page (`medinr.figures.report_page`), of the first channel."""
+    mask = None if pair.fixed_mask is None else pair.fixed_mask.cpu()
+    scene = figures.scene_of(
+        pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
+        pair.domain, mask, evaluation.uncertainty,
+    )  # fmt: skip
+    return figures.report_page(scene, evaluation.metrics, start, pair.name, settings, warnings)
+
+
 def write_results(
     out: Path,
     method: Any,
@@ -149,6 +175,9 @@ def write_results(
     inverse: bool = False,
     extra: dict[str, Any] | None = None,
     formats: Sequence[str] = (),
+    report: bool = False,
+    settings: dict[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> list[Path]:
     """Write images, fields, carried labels and points, metrics and figures: all of them, or none at all.
 
@@ -163,6 +192,9 @@ def write_results(
         inverse: also write the inverse displacement, on the moving grid.
         extra: what metrics.json is to say beside the metrics.
         formats: the transform in further forms (`medinr.io.FORMATS`).
+        report: also write report.html, one page with everything to look at.
+        settings: of the run, for the report (None: ``extra``).
+        warnings: that came up on the way, for the report.
 
     Raises:
         UserError: a folder that cannot be written to; a full disk; an unknown format.
@@ -174,6 +206,11 @@ def write_results(
         files += io.write_transforms(
             staged, formats, evaluation.displacement, method.transform().start, pair.domain, names
         )
+        if report:
+            told = extra or {} if settings is None else settings
+            text = page(evaluation, pair, method.transform().start, told, warnings)
+            files.append(staged / "report.html")
+            io.write_text(files[-1], text)
         stale = io.replace_listing(Path(out), staged)
     for file in stale:
         file.unlink(missing_ok=True)
@@ -192,6 +229,9 @@ def _write_all(
     io.write_displacement(out / "displacement.nii.gz", evaluation.displacement, domain)
     io.write_image(out / "jacobian_determinant.nii.gz", evaluation.det.float(), domain)
     files = [*warped, out / "displacement.nii.gz", out / "jacobian_determinant.nii.gz"]
+    if evaluation.uncertainty is not None:
+        io.write_image(out / "uncertainty.nii.gz", evaluation.uncertainty.float(), domain)
+        files.append(out / "uncertainty.nii.gz")
     if pair.moving_labels is not None:
         carried = resample_labels(pair.moving_labels, pair.moving.domain, domain, evaluation.displacement)
         io.write_image(out / "warped_labels.nii.gz", carried, domain)

@@ -56,9 +56,13 @@ def test_experiment_runs(
     assert layout in PHANTOMS, f"{path.name}: is named <method>_<data>; this test needs a small phantom of {layout}"
     monkeypatch.chdir(tmp_path)
     common = ["--config", str(path), "--data.root", str(phantom(layout)), "--wandb", "false"]
-    few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2", "--model.points", "64"]
-    if yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["field"] is not None:
-        few += ["--model.field.hidden", "[32, 32, 32]"]
+    few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2"]
+    arguments, where = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"], "--model"
+    if "method" in arguments:  # of which there is one in each direction
+        arguments, where = arguments["method"]["init_args"], "--model.method"
+    few += [f"{where}.points", "64"]
+    if arguments["field"] is not None:
+        few += [f"{where}.field.hidden", "[32, 32, 32]"]
     out = tmp_path / "results"
     for command, more in (("fit", []), ("test", []), ("predict", ["--out", str(out)])):
         code = cli.main([command, *common, *few, *more])

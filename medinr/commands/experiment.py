@@ -40,7 +40,7 @@ from medinr.commands import help_formatter
 from medinr.commands.checks import check_writable
 from medinr.commands.messages import explain, one_line
 from medinr.errors import UserError
-from medinr.methods import RegistrationMethod
+from medinr.methods import RegistrationModule
 from medinr.ranks import is_first
 from medinr.results import summary
 
@@ -52,13 +52,14 @@ OWN_KEYS = (
     "wandb",
     "checkpoint_steps",
     "out",
+    "report",
     "config",
     "ckpt_path",
     "weights_only",
     "model",
     "data",
 )
-PER_CALL = ("config", "ckpt_path", "weights_only", "out")
+PER_CALL = ("config", "ckpt_path", "weights_only", "out", "report")
 """Keys of one call that have no place in a run's config.yaml, so that it serves all four subcommands."""
 
 ABOUT = """\
@@ -111,7 +112,7 @@ class ExperimentCLI(LightningCLI):
             "description": ABOUT.format(command=command),
         }
         super().__init__(
-            RegistrationMethod,
+            RegistrationModule,
             lightning.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -149,6 +150,7 @@ class ExperimentCLI(LightningCLI):
             "--checkpoint_steps", type=int | None, default=None, help="keep the state also after every so many steps"
         )
         parser.add_argument("--out", type=str | None, default=None, help="folder for test's and predict's results")
+        parser.add_argument("--report", type=bool, default=False, help="test and predict also write report.html")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -207,7 +209,6 @@ class ExperimentCLI(LightningCLI):
             content = check_checkpoint(checkpoint)
             if hasattr(self.datamodule, "domain"):
                 check_grid(checkpoint, content, self.datamodule.domain)
-                self.model.cover(self.datamodule.domain)  # a lattice has as many weights as the image needs
             check_fits(checkpoint, content, self.model)
             resumed = int(content.get("global_step", 0)) if self.command == "fit" else None
             self._set("ckpt_path", str(checkpoint))
@@ -287,8 +288,18 @@ class ExperimentCLI(LightningCLI):
             if given.get("enable_checkpointing") is not False:
                 found.append(LastCheckpoint(self.place.run, self.value("checkpoint_steps")))
         elif self.command in ("test", "predict"):
-            found.append(ResultWriter(self.place.results))
+            settings = {"experiment": self.experiment, **flat({k: config[k] for k in ("model", "data")})}
+            found.append(ResultWriter(self.place.results, bool(self.value("report")), settings))
         return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values, without ``init_args``: ``{"model.field": "SIREN", "model.field.hidden": [256]}``."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def several_processes(trainer: Mapping[str, Any]) -> bool:

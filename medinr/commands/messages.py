@@ -17,7 +17,8 @@ from typing import Any
 from medinr.errors import UserError
 
 BASES = {
-    "model": ("medinr.methods", "RegistrationMethod"),
+    "model": ("medinr.methods", "RegistrationModule"),
+    "method": ("medinr.methods", "RegistrationMethod"),
     "data": ("lightning.pytorch", "LightningDataModule"),
     "field": ("medinr.fields", "Field"),
     "similarity": ("medinr.losses", "Similarity"),

@@ -10,6 +10,7 @@ from medinr.types import Mask, Matrix, Points
 
 KINDS = ("mask", "points", "labels", "exclude", "guides")
 """What may be known of each image beside the image itself."""
+SIDES = (("fixed", "moving"), ("moving", "fixed"))
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,8 @@ class Pair:
         names = [f"{side}_{kind}" for kind in KINDS for side in ("fixed", "moving")]
         moved = {k: v.to(device) for k in names if (v := getattr(self, k)) is not None}
         return replace(self, fixed=self.fixed.to(device), moving=self.moving.to(device), **moved)
+
+    def swapped(self) -> "Pair":
+        """The same pair with the images' parts exchanged: what is fixed moves, through the inverse of the start."""
+        sides = {f"{a}_{kind}": getattr(self, f"{b}_{kind}") for kind in KINDS for a, b in SIDES}
+        return replace(self, fixed=self.moving, moving=self.fixed, start=torch.linalg.inv(self.start), **sides)

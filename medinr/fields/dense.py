@@ -17,14 +17,22 @@ TOLERANCE_MM = 0.05
 PROBES = 2048
 """Voxel centres at which the lattice's error is measured."""
 SLAB = 1_000_000
-"""Voxels that are interpolated at once: twelve numbers each."""
+"""Voxels that are interpolated at once: twelve numbers each, fifteen with the uncertainty."""
 
 
 class Dense(NamedTuple):
-    """displacement phi(p) - p [X, Y, Z, 3] (RAS mm), det J_phi [X, Y, Z], and the largest measured error of both."""
+    """A transform on a grid.
+
+    Attributes:
+        displacement: phi(p) - p [X, Y, Z, 3], RAS mm.
+        det: det J_phi [X, Y, Z].
+        uncertainty: length in mm of the vector that the transform is uncertain by [X, Y, Z]; None: it knows of none.
+        error_mm, error_det: the largest measured error of the displacement and the determinant.
+    """
 
     displacement: Tensor
     det: Tensor
+    uncertainty: Tensor | None
     error_mm: float
     error_det: float
 
@@ -37,8 +45,16 @@ def spline_matrix(n: int, nodes: int) -> Tensor:
 
 
 def _evaluate(transform: Transform, world: Tensor) -> Tensor:
-    """[n, 12]: displacement and the nine entries of the Jacobian."""
-    return torch.cat((transform(world) - world, transform.jacobian(world).flatten(1)), dim=1).float()
+    """[n, 12 or 15]: displacement, the nine entries of the Jacobian, and the uncertainty where there is one."""
+    moved, jacobian, offset = transform.expand(world)
+    parts = [moved - world, jacobian.flatten(1)] + ([] if offset is None else [offset])
+    return torch.cat(parts, dim=1).float()
+
+
+def _scalars(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """det J_phi and the length of the uncertainty [...] from values [..., 12 or 15] of `_evaluate`."""
+    det = jets.det(values[..., 3:12].unflatten(-1, (3, 3)))
+    return det, values[..., 12:].norm(dim=-1) if values.shape[-1] > 12 else None
 
 
 def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) -> Dense:
@@ -47,7 +63,7 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
     Unless ``exact``, the network is evaluated on a lattice of about 8 mm, interpolated by tensor-product cubic splines
     and compared with the network at random voxel centres; while the largest error exceeds 0.05 mm (or a tenth of a
     voxel) the lattice is refined, and where it would come close to the voxels they are all visited. Beside the result,
-    16 bytes a voxel, and the lattice only a slab or chunk is in memory.
+    16 bytes a voxel (20 with the uncertainty), and the lattice only a slab or chunk is in memory.
     """
     # An image of a small animal has other lengths.
     tolerance = min(TOLERANCE_MM, 0.1 * min(domain.spacing))
@@ -69,33 +85,35 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
             gap = (_at_voxels(lattice, splines, probes) - truth).abs()
             error = gap[:, :3].norm(dim=1).max().item()
             if error <= tolerance:
-                displacement, det = _everywhere(lattice, splines)
-                error_det = (det[tuple(probes.T)] - jets.det(truth[:, 3:].reshape(-1, 3, 3))).abs().max().item()
-                return Dense(displacement, det, error, error_det)
+                displacement, det, uncertainty = _everywhere(lattice, splines)
+                error_det = (det[tuple(probes.T)] - _scalars(truth)[0]).abs().max().item()
+                return Dense(displacement, det, uncertainty, error, error_det)
             del lattice, gap
             step_mm /= 2 if error > 4 * tolerance else 1.4
-    displacement, det = torch.empty(domain.n_voxels, 3), torch.empty(domain.n_voxels)
+    displacement, det, uncertain = torch.empty(domain.n_voxels, 3), torch.empty(domain.n_voxels), []
     for rows, world in chunks(domain):
         found = _evaluate(transform, world)
-        displacement[rows], det[rows] = found[:, :3], jets.det(found[:, 3:].reshape(-1, 3, 3))
-    return Dense(displacement.reshape(*domain.shape, 3), det.reshape(domain.shape), 0.0, 0.0)
+        displacement[rows] = found[:, :3]
+        det[rows], length = _scalars(found)
+        uncertain += [] if length is None else [length]
+    uncertainty = torch.cat(uncertain).reshape(domain.shape) if uncertain else None
+    return Dense(displacement.reshape(*domain.shape, 3), det.reshape(domain.shape), uncertainty, 0.0, 0.0)
 
 
 def _lattice(transform: Transform, domain: Domain, nodes: list[int]) -> Tensor:
-    """[x, y, z, 12] at evenly spaced nodes from the first to the last voxel of each axis."""
+    """[x, y, z, c] of `_evaluate` at evenly spaced nodes from the first to the last voxel of each axis."""
     lines = [torch.linspace(0, n - 1, k, dtype=torch.float64) for n, k in zip(domain.shape, nodes, strict=True)]
-    out = torch.empty(math.prod(nodes), 12)
     _, ny, nz = nodes
-    for i in range(0, len(out), CHUNK):
-        flat = torch.arange(i, min(i + CHUNK, len(out)))
+    found = []
+    for flat in torch.arange(math.prod(nodes)).split(CHUNK):
         index = (flat // (ny * nz), flat // nz % ny, flat % nz)
         voxels = torch.stack([line[k] for line, k in zip(lines, index, strict=True)], dim=1)
-        out[i : i + CHUNK] = _evaluate(transform, transform_points(domain.voxel_to_world, voxels))
-    return out.reshape(*nodes, 12)
+        found.append(_evaluate(transform, transform_points(domain.voxel_to_world, voxels)))
+    return torch.cat(found).reshape(*nodes, -1)
 
 
 def _at_voxels(lattice: Tensor, splines: list[Tensor], voxels: Tensor) -> Tensor:
-    """[n, 12]: the spline of a lattice at some voxels [n, 3], without building the whole volume."""
+    """[n, c]: the spline of a lattice at some voxels [n, 3], without building the whole volume."""
     found = []
     for some in voxels.split(max(1, SLAB // (lattice.shape[1] * lattice.shape[2]))):
         x, y, z = (matrix[index] for matrix, index in zip(splines, some.T, strict=True))
@@ -104,19 +122,20 @@ def _at_voxels(lattice: Tensor, splines: list[Tensor], voxels: Tensor) -> Tensor
     return torch.cat(found)
 
 
-def _everywhere(lattice: Tensor, splines: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Displacement [X, Y, Z, 3] and det J [X, Y, Z]: the tensor-product spline, one axis after the other, in slabs."""
+def _everywhere(lattice: Tensor, splines: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Displacement, det J and uncertainty of a grid: the tensor-product spline, one axis after the other, in slabs."""
     x, y, z = splines
     shape = (len(x), len(y), len(z))
-    displacement, det = torch.empty(*shape, 3), torch.empty(shape)
+    displacement, det, uncertain = torch.empty(*shape, 3), torch.empty(shape), []
     step = max(1, SLAB // (shape[1] * shape[2]))
     for i in range(0, shape[0], step):
         out = torch.einsum("xa,abcd->xbcd", x[i : i + step], lattice)
         out = torch.einsum("yb,xbcd->xycd", y, out)
         out = torch.einsum("zc,xycd->xyzd", z, out)
         displacement[i : i + step] = out[..., :3]
-        det[i : i + step] = jets.det(out[..., 3:].unflatten(-1, (3, 3)))
-    return displacement, det
+        det[i : i + step], length = _scalars(out)
+        uncertain += [] if length is None else [length]
+    return displacement, det, torch.cat(uncertain) if uncertain else None
 
 
 def folded(transform: Transform, domain: Domain, det: Tensor, mask: Tensor | None, error_det: float) -> float:

@@ -58,14 +58,27 @@ class Transform:
         return jacobian
 
     @torch.no_grad()
-    def inverse(self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3) -> tuple[Points, Tensor]:
+    def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
+        """phi(p), D phi(p), and the uncertainty's vector in mm [n, 3] where the transform knows one, of points."""
+        return self(world), self.jacobian(world), None
+
+    @torch.no_grad()
+    def inverse(
+        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+    ) -> tuple[Points, Tensor]:
         """Points of the fixed world that phi maps to moving points [n, 3], by damped Newton iterations.
+
+        Args:
+            world: moving points, RAS mm.
+            iterations: at most.
+            tolerance_mm: a point with a smaller residual is done.
+            guess: where to begin (default: the inverse of the start alone).
 
         Returns:
             the points, and the residual |phi(p) - world| in mm of each: large where no inverse exists.
         """
         target = world.double().cpu()
-        p = transform_points(torch.linalg.inv(self.start), target)
+        p = transform_points(torch.linalg.inv(self.start), target) if guess is None else guess.double().cpu().clone()
         gap = target - self(p)
         residual = gap.norm(dim=1)
         for _ in range(iterations):

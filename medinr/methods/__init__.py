@@ -2,12 +2,14 @@
 
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
+from medinr.methods.cycle import CycleConsistentRegistration
 from medinr.methods.module import RegistrationModule, load_method
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
 
 __all__ = [
     "ConditionedRegistration",
+    "CycleConsistentRegistration",
     "PairRegistration",
     "RefinedRegistration",
     "Refinement",

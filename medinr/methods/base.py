@@ -147,9 +147,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
         """The condition at which the result is read."""
         return None
 
-    def transform(self) -> Transform:
-        """phi, from fixed world to moving world."""
-        return Transform(self.map, self.domain, self.start, self.context())
+    def transform(self, context: Tensor | None = None) -> Transform:
+        """phi, from fixed world to moving world, at the method's own condition or another."""
+        return Transform(self.map, self.domain, self.start, self.context() if context is None else context)
 
     # -- the loss ------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from medinr import figures, io
 from medinr.errors import UserError
-from medinr.fields import HarmonizedSIREN
+from medinr.fields import Field
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.regularizers import bending, volume_change
 from medinr.methods.base import RegistrationMethod
 from medinr.ranks import from_first
-from medinr.results import Evaluation
+from medinr.results import Evaluation, landmark_metrics
 from medinr.sampling import PointSampler, interpolate, near
 from medinr.search import Criterion, Row, SearchResult, best_row, search
 from medinr.space import REFERENCE_LENGTH_MM, transform_points
@@ -51,7 +51,7 @@ class ConditionedRegistration(RegistrationMethod):
 
     def __init__(
         self,
-        field: HarmonizedSIREN,
+        field: Field,
         similarity: Similarity,
         regularizers: dict[str, Regularizer],
         conditioned: Sequence[str],
@@ -84,7 +84,10 @@ class ConditionedRegistration(RegistrationMethod):
         if missing or not conditioned:
             raise UserError(f"conditioned: expected names among {sorted(regularizers)}, got {list(conditioned)}")
         if len(conditioned) != field.conditions:
-            raise UserError(f"field.conditions: expected {len(conditioned)}, one for each of {list(conditioned)}")
+            raise UserError(
+                f"field.conditions: expected {len(conditioned)}, one for each of {list(conditioned)}, "
+                f"found {field.conditions} ({type(field).__name__})"
+            )
         if form == "convex" and len(conditioned) != 1:
             raise UserError("form: convex needs exactly one conditioned regularizer")
         self.conditioned, self.prior, self.form, self.alphas = tuple(conditioned), prior, form, alphas
@@ -157,11 +160,9 @@ class ConditionedRegistration(RegistrationMethod):
         }
         if labelled is not None:
             row["dice"] = self._dice(alpha, labelled)
-        if pair.fixed_points is not None and pair.moving_points is not None:
-            self_at = type(self.transform())(self.map, self.domain, self.start, alpha)
-            row["tre"] = (
-                (self_at(pair.fixed_points).to(pair.moving_points) - pair.moving_points).norm(dim=1).mean().item()
-            )
+        found = landmark_metrics(self.transform(alpha), pair)
+        if found:
+            row["tre"] = found["tre/mean"]
         return row
 
     @property
