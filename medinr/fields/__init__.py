@@ -1,14 +1,16 @@
 """Coordinate networks and maps of space, each with its jet."""
 
-from medinr.fields.base import Field
+from medinr.fields.base import Field, computed_once
 from medinr.fields.lattice import CubicLattice
 from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
+from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.transform import Transform
 
 __all__ = [
     "MLP",
+    "SINR",
     "SIREN",
     "Composition",
     "CubicLattice",
@@ -20,4 +22,5 @@ __all__ = [
     "Sum",
     "Transform",
     "as_map",
+    "computed_once",
 ]

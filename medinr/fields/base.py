@@ -1,7 +1,8 @@
 """The contract of every field, and the chunked evaluation that keeps its activations in the processor's cache."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -21,10 +22,15 @@ class Field(Configured, nn.Module):
 
     ``context`` is one vector [p] for all points of a call (a regularization weight, a time, a condition) or None.
     A subclass without its own `jet` falls back on ``torch.func`` and says so once.
+
+    Attributes:
+        conditions: length p of the context that the field needs; 0: none.
     """
 
     in_features: int
     out_features: int
+    conditions: int = 0
+    _shared: dict[Hashable, tuple[Tensor | None, Tensor]] | None = None
 
     def forward(self, x: Features, context: Tensor | None = None) -> Features:
         raise NotImplementedError
@@ -38,6 +44,43 @@ class Field(Configured, nn.Module):
         for part in self.children():
             if isinstance(part, Field):
                 part.cover(domain)
+
+    def on_grid(self, lines: Sequence[Tensor], *, context: Tensor | None = None) -> Tensor:
+        """[X, Y, Z, c]: the values at all points of a grid parallel to the axes, by its coordinates along each of them.
+
+        By default the field is asked at every point. Splines are much faster: their basis is a product.
+        """
+        return values_at(self, torch.cartesian_prod(*lines), context).view(*(len(line) for line in lines), -1)
+
+    def once(self, make: Callable[[], Tensor], context: Tensor | None = None) -> Tensor:
+        """``make()``; inside `computed_once`, what it gave before at the same context (the same tensor object)."""
+        if self._shared is None:
+            return make()
+        # What was made without gradients is of no use where they are needed.
+        key = (id(context), torch.is_grad_enabled())
+        if key not in self._shared:
+            self._shared[key] = (context, make())  # the context is kept, so that its id stays its own
+        return self._shared[key][1]
+
+
+@contextmanager
+def computed_once(module: nn.Module) -> Iterator[None]:
+    """Inside, all fields of ``module`` compute what does not depend on the points once for each context.
+
+    Some fields do work that is the same for all points of a step, as the coefficients that a network gives to a lattice
+    (`medinr.fields.SINR`). A step asks such a field several times: for the data term, for each penalty, for each piece
+    of `in_chunks`. The block says that the weights stay as they are until its end, where all is forgotten; gradients of
+    all that was computed from the shared values arrive where they belong. Most fields share nothing: for them the block
+    does nothing. Blocks may be nested; the outermost counts.
+    """
+    opened = [part for part in module.modules() if isinstance(part, Field) and part._shared is None]
+    for part in opened:
+        part._shared = {}
+    try:
+        yield
+    finally:
+        for part in opened:
+            part._shared = None
 
 
 _told: set[type] = set()
@@ -84,3 +127,8 @@ def in_chunks(function: Callable[[Jet], Jet], jet: Jet, chunk: int | None = None
         return function(jet)
     pieces = [function(jet[slice(i, i + chunk)]) for i in range(0, n, chunk)]
     return replace(pieces[0], channels=torch.cat([p.channels for p in pieces], dim=1))
+
+
+def values_at(field: Field, x: Features, context: Tensor | None = None) -> Features:
+    """The field at many points [N, in_features], piece by piece (`in_chunks`)."""
+    return in_chunks(lambda piece: Jet(field(piece.value, context)[None], 0), Jet(x[None], 0)).value

@@ -1,4 +1,4 @@
-"""Cubic B-spline control lattices, from coarse to fine."""
+"""Cubic B-splines on control lattices, from coarse to fine."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,18 +36,17 @@ def basis_matrix(at: Tensor, n: int) -> Tensor:
     return at.new_zeros(len(at), n).scatter_(1, columns, cubic_weights(at - cell, 0)[0])
 
 
-class CubicLattice(Field):
-    """Sum of cubic B-spline control lattices of several spacings: a free-form deformation, coarse to fine.
+class SplineField(Field):
+    """u(x) = gain * sum over levels and control points k of B3((x - x_k) / h) c_k; a subclass says what c_k are.
 
-    u(x) = sum over levels and control points k of B3((x - x_k) / h) c_k (Rueckert et al., IEEE TMI 18(8), 1999;
-    multilevel: Lee et al., IEEE TVCG 3(3), 1997). The field is twice continuously differentiable; all its jets are
+    Uniform cubic B-splines (Rueckert et al., IEEE TMI 18(8), 1999), twice continuously differentiable; all jets are
     exact. Control points cover the box of the image, so the field takes its size from the domain (`cover`); outside the
-    box it continues constantly. It starts at zero.
+    box it continues constantly.
 
     Args:
         spacings: distance of the control points of each level.
         out_features: dimension of the value.
-        gain: factor of the coefficients; with Adam, the displacement moves by about ``gain`` * lr a step.
+        gain: factor of the coefficients.
         unit: of ``spacings``: ``mm``, or ``voxel``, the geometric mean of the image's voxel sides.
     """
 
@@ -55,13 +54,7 @@ class CubicLattice(Field):
     origin: Tensor
     spacing: Tensor
 
-    def __init__(
-        self,
-        spacings: Sequence[float] = (48.0, 24.0, 12.0, 8.0),
-        out_features: int = 3,
-        gain: float = 1.0,
-        unit: Literal["mm", "voxel"] = "mm",
-    ) -> None:
+    def __init__(self, spacings: Sequence[float], out_features: int, gain: float, unit: Literal["mm", "voxel"]) -> None:
         super().__init__()
         if not spacings or min(spacings) <= 0:
             raise ValueError(f"spacings: expected lengths above 0, got {list(spacings)}")
@@ -70,31 +63,41 @@ class CubicLattice(Field):
         self.spacings, self.out_features, self.gain = tuple(float(s) for s in spacings), out_features, gain
         self.unit = unit
         self.shapes: list[tuple[int, int, int]] = []
-        self.levels = nn.ParameterList()
         self.register_buffer("origin", torch.zeros(3))
         self.register_buffer("spacing", torch.zeros(len(self.spacings)))
 
+    def coefficients(self, level: int, context: Tensor | None = None) -> Tensor:
+        """c_k of a level, [n_x n_y n_z, c], the last axis of control points fastest."""
+        raise NotImplementedError
+
     def cover(self, domain: Domain) -> None:
+        super().cover(domain)
         corners = torch.cartesian_prod(*(torch.tensor([-0.5, n - 0.5]) for n in domain.shape)).double()
         m = domain.voxel_to_normalised
         box = corners @ m[:3, :3].T + m[:3, 3]
         low, side = box.min(0).values, box.max(0).values - box.min(0).values
         unit = math.prod(domain.spacing) ** (1 / 3) if self.unit == "voxel" else 1.0
         steps = [s * unit / domain.unit_mm for s in self.spacings]
-        shapes = [tuple(math.ceil(float(length) / h - 1e-6) + 3 for length in side) for h in steps]
+        self.shapes = [self._shape(side.tolist(), h) for h in steps]
         self.origin = low.to(self.origin)
         self.spacing = torch.tensor(steps).to(self.spacing)
-        if shapes != self.shapes:
-            self.shapes = shapes  # type: ignore[assignment]
-            device = self.origin.device
-            self.levels = nn.ParameterList(torch.zeros(math.prod(n), self.out_features, device=device) for n in shapes)
+
+    @staticmethod
+    def _shape(side: Sequence[float], h: float) -> tuple[int, int, int]:
+        x, y, z = (math.ceil(length / h - 1e-6) + 3 for length in side)
+        return x, y, z
+
+    def _check_covers(self) -> None:
+        if not self.shapes:
+            name = type(self).__name__
+            raise ValueError(f"{name}: call cover(domain) first, its control points cover the image's box")
 
     def forward(self, x: Features, context: Tensor | None = None) -> Features:
-        return self.expand(x, 0)[0]
+        return self.expand(x, 0, context)[0]
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         order = jet.order
-        found = self.expand(jet.value, order)
+        found = self.expand(jet.value, order, context)
         if order == 0:
             return Jet(found, 0)
         assert jet.first is not None
@@ -112,55 +115,42 @@ class CubicLattice(Field):
             parts.append(second)
         return Jet(torch.cat(parts), jet.k, jet.pairs, jet.basis)
 
-    def expand(self, x: Tensor, order: int) -> Tensor:
+    def expand(self, x: Tensor, order: int, context: Tensor | None = None) -> Tensor:
         """[1, 4 or 10, N, c]: value, gradient and the six second derivatives (`BASIS_PAIRS`) in normalised space."""
-        if not self.shapes:
-            raise ValueError("CubicLattice: call cover(domain) first, its control points cover the image's box")
+        self._check_covers()
         total: Tensor | None = None
         for level, (shape, h) in enumerate(zip(self.shapes, self.spacing, strict=True)):
-            part = self._level(x, order, self.levels[level], shape, h)
+            part = self._level(x, order, self.coefficients(level, context), shape, h)
             total = part if total is None else total + part
         assert total is not None
         return self.gain * total
 
-    def on_grid(self, lines: Sequence[Tensor], levels: Sequence[int]) -> Tensor:
-        """[X, Y, Z, c]: some of the levels at the points of a grid parallel to the normalised axes; gradients flow.
+    def on_grid(
+        self, lines: Sequence[Tensor], levels: Sequence[int] | None = None, *, context: Tensor | None = None
+    ) -> Tensor:
+        """[X, Y, Z, c]: the levels' sum at the points of a grid parallel to the normalised axes; gradients flow.
 
         The basis is a product of three, so that a whole grid costs little more than its own size.
 
         Args:
             lines: the grid's coordinates along each axis.
-            levels: indices into ``spacings``.
+            levels: indices into ``spacings`` (None: all).
+            context: the condition, of a field that takes one.
         """
+        self._check_covers()
         total: Tensor | None = None
-        for level in levels:
+        for level in range(len(self.spacings)) if levels is None else levels:
             x, y, z = (
                 basis_matrix((line - self.origin[axis]) / self.spacing[level], self.shapes[level][axis])
                 for axis, line in enumerate(lines)
             )
-            part = torch.tensordot(x, self.levels[level].view(*self.shapes[level], -1), dims=([1], [0]))
+            values = self.coefficients(level, context).view(*self.shapes[level], -1)
+            part = torch.tensordot(x, values, dims=([1], [0]))
             part = torch.einsum("zc,xycd->xyzd", z, torch.einsum("yb,xbcd->xycd", y, part))
             total = part if total is None else total + part
         if total is None:
             return torch.zeros(*(len(line) for line in lines), self.out_features, device=lines[0].device)
         return self.gain * total
-
-    @torch.no_grad()
-    def approximate(self, values: Callable[[Tensor], Tensor]) -> None:
-        """Make the finest level the least-squares approximation of a function of points, the others zero.
-
-        Args:
-            values: normalised points [n, 3] -> [n, c], asked at two points for each control point and axis.
-        """
-        for level in self.levels:
-            level.zero_()
-        shape, h = self.shapes[-1], self.spacing[-1]
-        at = [torch.linspace(0, n - 3, 2 * n, device=h.device, dtype=torch.float64) for n in shape]
-        lines = [self.origin[axis] + h * line.to(h) for axis, line in enumerate(at)]
-        samples = values(torch.cartesian_prod(*lines)).view(*(len(line) for line in lines), -1).double()
-        x, y, z = (torch.linalg.pinv(basis_matrix(line, n)) for line, n in zip(at, shape, strict=True))
-        fitted = torch.einsum("ax,by,cz,xyzd->abcd", x, y, z, samples) / self.gain
-        self.levels[-1].copy_(fitted.reshape(-1, self.out_features))
 
     def _level(self, x: Tensor, order: int, coefficients: Tensor, shape: tuple[int, int, int], h: Tensor) -> Tensor:
         upper = torch.tensor(shape, device=x.device) - 3
@@ -192,3 +182,57 @@ class CubicLattice(Field):
         ]
         found = torch.bmm(torch.stack(products, dim=1), values)
         return found.transpose(0, 1)
+
+
+class CubicLattice(SplineField):
+    """Sum of cubic B-spline control lattices of several spacings: a free-form deformation, coarse to fine.
+
+    u(x) = sum over levels and control points k of B3((x - x_k) / h) c_k (Rueckert et al., IEEE TMI 18(8), 1999;
+    multilevel: Lee et al., IEEE TVCG 3(3), 1997), the coefficients being the parameters. It starts at zero. See
+    `SplineField` for what holds of all such splines.
+
+    Args:
+        spacings: distance of the control points of each level.
+        out_features: dimension of the value.
+        gain: factor of the coefficients; with Adam, the displacement moves by about ``gain`` * lr a step.
+        unit: of ``spacings``: ``mm``, or ``voxel``, the geometric mean of the image's voxel sides.
+    """
+
+    def __init__(
+        self,
+        spacings: Sequence[float] = (48.0, 24.0, 12.0, 8.0),
+        out_features: int = 3,
+        gain: float = 1.0,
+        unit: Literal["mm", "voxel"] = "mm",
+    ) -> None:
+        super().__init__(spacings, out_features, gain, unit)
+        self.levels = nn.ParameterList()
+
+    def cover(self, domain: Domain) -> None:
+        before = self.shapes
+        super().cover(domain)
+        if self.shapes != before:
+            device = self.origin.device
+            sizes = [math.prod(n) for n in self.shapes]
+            self.levels = nn.ParameterList(torch.zeros(n, self.out_features, device=device) for n in sizes)
+
+    def coefficients(self, level: int, context: Tensor | None = None) -> Tensor:
+        values: Tensor = self.levels[level]
+        return values
+
+    @torch.no_grad()
+    def approximate(self, values: Callable[[Tensor], Tensor]) -> None:
+        """Make the finest level the least-squares approximation of a function of points, the others zero.
+
+        Args:
+            values: normalised points [n, 3] -> [n, c], asked at two points for each control point and axis.
+        """
+        for level in self.levels:
+            level.zero_()
+        shape, h = self.shapes[-1], self.spacing[-1]
+        at = [torch.linspace(0, n - 3, 2 * n, device=h.device, dtype=torch.float64) for n in shape]
+        lines = [self.origin[axis] + h * line.to(h) for axis, line in enumerate(at)]
+        samples = values(torch.cartesian_prod(*lines)).view(*(len(line) for line in lines), -1).double()
+        x, y, z = (torch.linalg.pinv(basis_matrix(line, n)) for line, n in zip(at, shape, strict=True))
+        fitted = torch.einsum("ax,by,cz,xyzd->abcd", x, y, z, samples) / self.gain
+        self.levels[-1].copy_(fitted.reshape(-1, self.out_features))

@@ -1,11 +1,13 @@
 """Maps x -> x + u(x) of normalised space, whose displacement u is a field."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from medinr import jets
-from medinr.fields.base import Field, in_chunks
+from medinr.fields.base import Field, computed_once, in_chunks
 from medinr.jets import Jet
 from medinr.types import Points
 
@@ -27,6 +29,11 @@ class Map(Field):
         base = jet if moved.affine else jets.materialise(jet)
         return replace(moved, channels=moved.channels - base.channels)
 
+    def displacement_on_grid(self, lines: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
+        """u [X, Y, Z, 3] at all points of a grid parallel to the axes, by its coordinates along each of them."""
+        points = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
+        return self.on_grid(lines, context=context) - points
+
 
 class DisplacementMap(Map):
     """x + u(x), u a field of three components."""
@@ -38,6 +45,7 @@ class DisplacementMap(Map):
                 f"a displacement needs a field from 3 to 3, got {field.in_features} to {field.out_features}"
             )
         self.field = field
+        self.conditions = field.conditions
 
     def forward(self, x: Points, context: Tensor | None = None) -> Points:
         moved: Points = x + self.field(x, context)
@@ -48,7 +56,11 @@ class DisplacementMap(Map):
         return u
 
     def displacement_jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
-        return in_chunks(lambda piece: self.field.jet(piece, context), jet)
+        with computed_once(self.field):  # for all pieces
+            return in_chunks(lambda piece: self.field.jet(piece, context), jet)
+
+    def displacement_on_grid(self, lines: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
+        return self.field.on_grid(lines, context=context)
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         return jets.add(self.displacement_jet(jet, context), jet)
@@ -65,6 +77,7 @@ class Composition(Map):
     def __init__(self, inner: Field, outer: Field) -> None:
         super().__init__()
         self.inner, self.outer = as_map(inner), as_map(outer)
+        self.conditions = max(inner.conditions, outer.conditions)
 
     def forward(self, x: Points, context: Tensor | None = None) -> Points:
         moved: Points = self.outer(self.inner(x, context), context)
@@ -86,6 +99,7 @@ class Sum(Field):
             )
         self.in_features, self.out_features = one.in_features, one.out_features
         self.one, self.other = one, other
+        self.conditions = max(one.conditions, other.conditions)
 
     def forward(self, x: Points, context: Tensor | None = None) -> Points:
         total: Points = self.one(x, context) + self.other(x, context)
@@ -93,6 +107,9 @@ class Sum(Field):
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         return jets.add(self.one.jet(jet, context), self.other.jet(jet, context))
+
+    def on_grid(self, lines: Sequence[Tensor], *, context: Tensor | None = None) -> Tensor:
+        return self.one.on_grid(lines, context=context) + self.other.on_grid(lines, context=context)
 
 
 def as_map(field: Field) -> Map:

@@ -11,7 +11,7 @@ from torch import Tensor
 from medinr.configured import Configured, build, spec
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import Transform
+from medinr.fields import Transform, computed_once
 from medinr.io import atomic_path
 from medinr.precision import full, mixed
 from medinr.ranks import any_rank, rank
@@ -103,7 +103,7 @@ class RegistrationModule(Configured, lightning.LightningModule):
             self.log_dict(values, sync_dist=True, **how)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        with mixed(self.device.type):
+        with mixed(self.device.type), computed_once(self):
             terms = self.objective(self.draw())
             loss = torch.stack(list(terms.values())).sum()
         if any_rank(not bool(torch.isfinite(loss)), self.device):  # all stop, or those who go on wait for ever

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from medinr import jets
 from medinr.fields import (
     MLP,
+    SINR,
     SIREN,
     Composition,
     CubicLattice,
@@ -60,11 +62,21 @@ class NoRule(Field):
 
 
 def lattice(**options: object) -> CubicLattice:
-    """Two levels over a box of 40 x 30 x 20 mm, with random coefficients."""
+    """Two levels, with random coefficients."""
     field = CubicLattice(**{"spacings": (12.0, 5.0), **options})  # type: ignore[arg-type]
-    field.cover(Domain.of((20, 15, 10), torch.diag(torch.tensor([2.0, -2.0, 2.0, 1.0]))))
+    field.cover(BOX)
     for level in field.levels:
         torch.nn.init.normal_(level, std=0.1)
+    return field
+
+
+BOX = Domain.of((20, 15, 10), torch.diag(torch.tensor([2.0, -2.0, 2.0, 1.0])))
+"""40 x 30 x 20 mm."""
+
+
+def sinr(network: Field, spacing: float = 9.0, unit: Any = "mm") -> SINR:
+    field = SINR(network, spacing, unit)
+    field.cover(BOX)
     return field
 
 
@@ -87,6 +99,10 @@ FIELDS: dict[str, Callable[[], tuple[Field, Tensor | None]]] = {
     "fourier perceptron": lambda: (FourierMLP(8, 0.5, hidden=(16,), activation="tanh", zero_output=False), None),
     "cubic lattice": lambda: (lattice(), None),
     "cubic lattice with a gain": lambda: (lattice(gain=0.3, out_features=2), None),
+    "spline driven by a siren": lambda: (sinr(siren()), None),
+    "spline driven by a perceptron, in voxels": lambda: (sinr(mlp(out_features=2), 4.0, "voxel"), None),
+    "spline driven by a harmonized siren": lambda: (sinr(harmonized()), CONDITION),
+    "sum of a network and a driven spline": lambda: (Sum(siren(), sinr(harmonized())), CONDITION),
     "sum": lambda: (Sum(siren(), lattice()), None),
     "network, then lattice": lambda: (Composition(siren(), lattice()), None),
     "no rule": lambda: (NoRule(), None),
