@@ -269,6 +269,21 @@ def add(one: Jet, other: Jet) -> Jet:
     return replace(one, channels=materialise(one).channels + materialise(other).channels)
 
 
+def multiply(one: Jet, other: Jet) -> Jet:
+    """Product of two jets at the same points and along the same directions, [N, c] or [N, 1] each (Leibniz's rule)."""
+    v, w = one.value, other.value
+    parts = [(v * w)[None]]
+    if one.first is not None and other.first is not None:
+        d, e = one.first, other.first
+        parts.append(d * w + v * e)
+        if one.second is not None and other.second is not None:
+            a, b = (list(i) for i in zip(*one.pairs, strict=True))
+            h = d[a] * e[b] + d[b] * e[a]
+            h = h if one.affine else h + one.second * w
+            parts.append(h if other.affine else h + v * other.second)
+    return replace(one, channels=torch.cat(parts))
+
+
 def cofactor(j: Tensor) -> Tensor:
     """Cofactor matrix of [..., 3, 3], so that d det(J)/dJ = cof(J)."""
     rows = [torch.linalg.cross(j[..., a, :], j[..., b, :], dim=-1) for a, b in ((1, 2), (2, 0), (0, 1))]

@@ -6,6 +6,7 @@ from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
 from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
+from medinr.fields.tangent import TangentField
 from medinr.fields.transform import Transform
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "HarmonizedSIREN",
     "Map",
     "Sum",
+    "TangentField",
     "Transform",
     "as_map",
     "computed_once",

@@ -2,6 +2,7 @@
 
 from medinr.losses.information import NMI
 from medinr.losses.mind import MINDSSC
+from medinr.losses.own import OwnCoordinates
 from medinr.losses.regularizers import (
     Barrier,
     Bending,
@@ -25,6 +26,7 @@ __all__ = [
     "Hyperelastic",
     "Jacobian",
     "LocalNCC",
+    "OwnCoordinates",
     "Regularizer",
     "Similarity",
     "SymmetricJacobian",

@@ -11,8 +11,9 @@ from torch import Tensor
 from medinr import jets
 from medinr.fields import Map
 from medinr.fields.planar import within
+from medinr.fields.tangent import own_jets
 from medinr.jets import Jet
-from medinr.losses import Regularizer, Similarity
+from medinr.losses import OwnCoordinates, Regularizer, Similarity
 from medinr.methods.levels import Level
 from medinr.sampling import fitted_offsets, interpolate, nearest
 from medinr.space import REFERENCE_LENGTH_MM, Domain, transform_points
@@ -139,10 +140,13 @@ class RegularizerMixin:
         n = max(1, round(regularizer.fraction * len(x)))
         if regularizer.directions == "probes":
             seed = jets.probe(x[:n])
-        elif regularizer.order > u.order:
+        elif regularizer.order > u.order or isinstance(regularizer, OwnCoordinates):
             seed = jets.seed(x[:n], regularizer.order)
         else:
             return self._raw(regularizer, u[slice(0, n)])
+        if isinstance(regularizer, OwnCoordinates):
+            parts = [self._raw(regularizer, own) for own in own_jets(self.motion, seed, context)]
+            return torch.stack(parts).sum()
         return self._raw(regularizer, self.motion.displacement_jet(seed, context))
 
     def _raw(self, regularizer: Regularizer, u: Jet) -> Scalar:
