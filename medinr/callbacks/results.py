@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from medinr.data.pair import Pair
 from medinr.fields import Transform
+from medinr.io import write_text
 from medinr.ranks import gather
-from medinr.results import Evaluation, evaluate, save_picture, write_results
+from medinr.results import Evaluation, evaluate, page, save_picture, write_results
 from medinr.space import Domain, Image
 
 
@@ -103,13 +104,15 @@ class ResultWriter(Callback):
 
     Args:
         out: folder of the results.
+        report: also write report.html, one page with everything to look at.
+        settings: what the report says of the run.
 
     Attributes:
         metrics: those of the last evaluation.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = Path(out)
+    def __init__(self, out: Path, report: bool = False, settings: Mapping[str, Any] | None = None) -> None:
+        self.out, self.report, self.settings = Path(out), report, dict(settings or {})
         self.metrics: dict[str, float] = {}
         self.files: list[Path] = []
 
@@ -136,6 +139,9 @@ class ResultWriter(Callback):
         picture = self.out / "figures" / "registration.png"
         save_picture(picture, found, pair, pair.name)
         self.files = [self.out / "metrics.json", picture, *pl_module.report(self.out)]
+        if self.report:
+            self.files.append(self.out / "report.html")
+            write_text(self.files[-1], page(found, pair, pl_module.transform().start, self.settings))
         log_files(trainer, self.files)
 
     def on_predict_batch_end(
@@ -146,5 +152,5 @@ class ResultWriter(Callback):
             return
         pair = pl_module.pair.to("cpu")
         self._take(trainer, outputs, pair)
-        self.files = write_results(self.out, pl_module, pair, outputs)
+        self.files = write_results(self.out, pl_module, pair, outputs, report=self.report, settings=self.settings)
         log_files(trainer, self.files)

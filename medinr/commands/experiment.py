@@ -294,7 +294,7 @@ class ExperimentCLI(LightningCLI):
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values, without ``init_args``: ``{"model.field": "SIREN", "model.field.hidden": [256]}``."""
+    """Dotted keys, without ``init_args``, and their values: ``{"model.field": "SIREN", "model.field.hidden": [9]}``."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")

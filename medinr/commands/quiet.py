@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def _one_line(
@@ -39,3 +39,23 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """What `RegistrationWarning`s are shown inside, in words, for those who read the results later."""
+    from medinr.errors import RegistrationWarning
+
+    said: list[str] = []
+    show = warnings.showwarning
+
+    def note(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, RegistrationWarning):
+            said.append(str(message))
+        show(message, category, *rest, **named)
+
+    warnings.showwarning = note
+    try:
+        yield said
+    finally:
+        warnings.showwarning = show

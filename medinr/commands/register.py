@@ -27,7 +27,7 @@ from medinr.commands.presets import (
     SimilarityName,
     recommended,
 )
-from medinr.commands.quiet import quiet
+from medinr.commands.quiet import noted, quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
 from medinr.errors import UserError
@@ -95,6 +95,7 @@ def register(
     inverse: bool = False,
     exact: bool = False,
     write: Sequence[str] = (),
+    report: bool = False,
     progress: bool = False,
     keep_interrupted: bool = False,
 ) -> Result:
@@ -126,6 +127,7 @@ def register(
         exact: evaluate the network at every voxel instead of a lattice with a measured error below 0.05 mm.
         write: the transform in further forms: ``h5`` (composite of ITK, one file), ``affine`` (affine.tfm and residual
             displacement), ``l2r`` (Learn2Reg's displacement in voxels).
+        report: also write report.html: one page, complete in itself, with all that is to be looked at.
         progress: show a progress bar.
         keep_interrupted: Ctrl-C in the fit ends it, and the best state so far is evaluated, written and returned (the
             command does this); False lets KeyboardInterrupt pass and writes nothing.
@@ -150,15 +152,16 @@ def register(
         given = (fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels,
                  fixed_guides, moving_guides, fixed_exclude, moving_exclude, init)  # fmt: skip
         check_inputs_stay(out, given, REGISTER_WRITES)
-    pair = make_pair(
-        fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels, moving_labels,
-        fixed_guides, moving_guides, fixed_exclude, moving_exclude, multichannel,
-    )  # fmt: skip
-    clock = [time.perf_counter()]
-    lightning.seed_everything(seed, verbose=False)
-    matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
-    pair = replace(pair, start=matrix)
-    check_overlap(pair)
+    with noted() as said:
+        pair = make_pair(
+            fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels,
+            moving_labels, fixed_guides, moving_guides, fixed_exclude, moving_exclude, multichannel,
+        )  # fmt: skip
+        clock = [time.perf_counter()]
+        lightning.seed_everything(seed, verbose=False)
+        matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
+        pair = replace(pair, start=matrix)
+        check_overlap(pair)
     clock.append(time.perf_counter())
     method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
     if residual is not None:
@@ -176,10 +179,18 @@ def register(
     seconds = dict(zip(("start", "fit", "evaluation"), (b - a for a, b in itertools.pairwise(clock)), strict=True))
     files: list[Path] = []
     if out is not None:
+        settings: dict[str, Any] = {"fixed": pair.fixed.source, "moving": pair.moving.source}
+        masks = {"fixed mask": fixed_mask, "moving mask": moving_mask}
+        settings |= {k: str(v) if isinstance(v, str | Path) else "given" for k, v in masks.items() if v is not None}
+        settings["method"] = type(method).__name__
         record: dict[str, Any] = {"seed": seed, "preset": preset, "similarity": similarity, "init": init}
         record |= {"interrupted": step < steps, "step": step}
         extra = {**record, **{f"seconds/{k}": round(v, 2) for k, v in seconds.items()}}
-        files = write_results(Path(out), method, pair, evaluation, inverse, extra, write)
+        if step < steps:
+            said.append(f"The fit was interrupted: this is the best state until then, of step {step} of {steps}.")
+        files = write_results(
+            Path(out), method, pair, evaluation, inverse, extra, write, report, settings=settings | extra, warnings=said
+        )
     return Result(method.transform(), evaluation, method, pair, seconds, files, step < steps, step)
 
 

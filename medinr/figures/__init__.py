@@ -2,6 +2,19 @@
 
 from medinr.figures.curves import curve_figure, loss_figure
 from medinr.figures.files import new_figure, save_figure
+from medinr.figures.maps import Scene, comparison_figure, deformation_figure, scene_of
+from medinr.figures.page import report_page
 from medinr.figures.registration import registration_figure
 
-__all__ = ["curve_figure", "loss_figure", "new_figure", "registration_figure", "save_figure"]
+__all__ = [
+    "Scene",
+    "comparison_figure",
+    "curve_figure",
+    "deformation_figure",
+    "loss_figure",
+    "new_figure",
+    "registration_figure",
+    "report_page",
+    "save_figure",
+    "scene_of",
+]

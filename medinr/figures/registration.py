@@ -1,23 +1,27 @@
 """A registration at a glance: three planes, seven columns."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from medinr.figures.files import new_figure
-from medinr.figures.planes import Array, Canonical, Inside, Plane, centre_of, planes_of, view_box
+from medinr.figures.panels import (
+    bar,
+    cutter,
+    draw_grid,
+    extent_of,
+    frame,
+    jacobian_spread,
+    outline,
+    panels,
+    shared_window,
+    show,
+    show_folds,
+    window_of,
+)
+from medinr.figures.planes import Canonical, Inside, centre_of, planes_of, view_box
 from medinr.space import Domain
 
 COLUMNS = ("fixed", "moving", "warped", "moving − fixed", "warped − fixed", "deformed grid", "det J")
-_WIDTH, _LEFT, _RIGHT, _GAP, _TOP, _BOTTOM = 15.0, 0.55, 0.08, 0.05, 0.62, 0.62  # inches
-_MASK = "#ffd23f"
-_FOLDED = "#d400ff"
 
 
 def registration_figure(
@@ -52,149 +56,28 @@ def registration_figure(
     inside: Inside = np.zeros(f.shape, dtype=bool) if mask is None else turn.array(mask.float()) > 0.5
     along, spacing = turn.along_axes(displacement.float()), turn.domain.spacing
     box, centre = view_box(inside, spacing), centre_of(inside)
-    window = _window(f[box])
-    moving_window = _shared_window(window, _window(m[box]))
+    window = window_of(f[box])
+    moving_window = shared_window(window, window_of(m[box]))
     before, after = (np.clip(v, *window) - np.clip(f, *window) for v in (m, w))
     limit = float(max(np.quantile(np.abs(before[box]), 0.99), np.quantile(np.abs(after[box]), 0.99), 1e-12))
-    spread = _jacobian_spread(d[inside] if inside.any() else d[box])
+    spread = jacobian_spread(d[inside] if inside.any() else d[box])
 
     planes = planes_of(turn.domain)
-    figure, axes = _panels(planes, box, spacing, title)
+    figure, axes = panels(COLUMNS, planes, box, spacing, title)
     for row, plane in zip(axes, planes, strict=True):
-        cut = _cutter(plane, centre, box)
-        extent = _extent(plane, box, spacing)
+        cut = cutter(plane, centre, box)
+        extent = extent_of(plane, box, spacing)
         for ax, volume, limits in zip(row, (f, m, w), (window, moving_window, moving_window), strict=False):
-            _show(ax, cut(volume), extent, "gray", *limits)
-            _outline(ax, cut(inside.astype(np.float32)), extent)
+            show(ax, cut(volume), extent, "gray", *limits)
+            outline(ax, cut(inside.astype(np.float32)), extent)
         differences = [
-            _show(ax, cut(v), extent, "RdBu_r", -limit, limit) for ax, v in ((row[3], before), (row[4], after))
+            show(ax, cut(v), extent, "RdBu_r", -limit, limit) for ax, v in ((row[3], before), (row[4], after))
         ]
-        _show(row[5], cut(f), extent, "gray", *window)
-        _grid(row[5], plane, cut, along, box, spacing)
-        volume_change = _show(row[6], cut(d), extent, "PuOr_r", 1 - spread, 1 + spread)
-        folded = np.ma.masked_where(cut(d) > 0, np.ones_like(cut(d)))
-        row[6].imshow(folded.T, origin="lower", extent=extent, cmap=ListedColormap([_FOLDED]), interpolation="nearest")
-        _frame(row, plane, extent, turn.domain, centre)
-    _bar(figure, differences[0], axes[-1][3], axes[-1][4], "difference of intensities")
-    _bar(figure, volume_change, axes[-1][6], axes[-1][6], "det J  (≤ 0: magenta)")
+        show(row[5], cut(f), extent, "gray", *window)
+        draw_grid(row[5], plane, cut, along, box, spacing)
+        volume_change = show(row[6], cut(d), extent, "PuOr_r", 1 - spread, 1 + spread)
+        show_folds(row[6], cut(d), extent)
+        frame(row, plane, extent, turn.domain, centre)
+    bar(figure, differences[0], axes[-1][3], axes[-1][4], "difference of intensities")
+    bar(figure, volume_change, axes[-1][6], axes[-1][6], "det J  (≤ 0: magenta)")
     return figure
-
-
-def _window(values: Array) -> tuple[float, float]:
-    low, high = (float(v) for v in np.quantile(values, [0.005, 0.995]))
-    return (low, high) if high > low else (float(values.min()), float(values.max()) + 1e-6)
-
-
-def _shared_window(fixed: tuple[float, float], moving: tuple[float, float]) -> tuple[float, float]:
-    """The fixed image's window for the moving one too, unless their intensities have little in common."""
-    common = min(fixed[1], moving[1]) - max(fixed[0], moving[0])
-    union = max(fixed[1], moving[1]) - min(fixed[0], moving[0])
-    return fixed if common > 0.5 * union else moving
-
-
-def _jacobian_spread(det: Array) -> float:
-    """Half width of the colour scale about 1; between 0.1 and 1, so that 0 is never out of sight for lack of need."""
-    return float(np.clip(np.quantile(np.abs(det - 1), 0.99), 0.1, 1.0))
-
-
-def _panels(
-    planes: tuple[Plane, ...], box: tuple[slice, slice, slice], spacing: tuple[float, ...], title: str
-) -> tuple[Figure, list[list[Axes]]]:
-    """Axes [plane][7] without gaps: each row as high as its plane at the common width of the columns."""
-    sides = [(s.stop - s.start) * h for s, h in zip(box, spacing, strict=True)]
-    width = (_WIDTH - _LEFT - _RIGHT - (len(COLUMNS) - 1) * _GAP) / len(COLUMNS)
-    scale = min(width / max(sides[p.across] for p in planes), 2.2 * width / max(sides[p.up] for p in planes))
-    heights = [max(sides[p.up] * scale, 0.8) for p in planes]
-    total = _TOP + sum(heights) + 2 * _GAP + _BOTTOM
-    figure = new_figure(_WIDTH, total)
-    top, axes = total - _TOP, []
-    for height in heights:
-        row = []
-        for column in range(len(COLUMNS)):
-            left = _LEFT + column * (width + _GAP)
-            row.append(figure.add_axes((left / _WIDTH, (top - height) / total, width / _WIDTH, height / total)))
-        axes.append(row)
-        top -= height + _GAP
-    for ax, name in zip(axes[0], COLUMNS, strict=True):
-        ax.set_title(name, fontsize=12, pad=4)
-    figure.suptitle(title, fontsize=13, x=_LEFT / _WIDTH, y=1 - 0.12 / total, ha="left", va="top")
-    return figure, axes
-
-
-def _cutter(plane: Plane, centre: tuple[int, ...], box: tuple[slice, ...]) -> Callable[[Array], Array]:
-    """volume -> its cut [across, up, ...] inside the view."""
-    index: list[Any] = list(box)
-    index[plane.normal] = centre[plane.normal]
-
-    def cut(volume: Array) -> Array:
-        flat: Array = volume[tuple(index)]  # the remaining axes keep their order: across comes before up in every plane
-        return flat
-
-    return cut
-
-
-def _extent(plane: Plane, box: tuple[slice, ...], spacing: tuple[float, ...]) -> tuple[float, float, float, float]:
-    """Outer voxel edges of the view, in mm from the first voxel centre of the volume."""
-    a, u = plane.across, plane.up
-    return (
-        (box[a].start - 0.5) * spacing[a],
-        (box[a].stop - 0.5) * spacing[a],
-        (box[u].start - 0.5) * spacing[u],
-        (box[u].stop - 0.5) * spacing[u],
-    )
-
-
-def _show(ax: Axes, cut: Array, extent: Any, colours: str | Colormap, low: float, high: float) -> Any:
-    return ax.imshow(
-        cut.T, origin="lower", extent=extent, cmap=colours, norm=Normalize(low, high), interpolation="nearest"
-    )
-
-
-def _outline(ax: Axes, cut: Array, extent: Any) -> None:
-    if cut.min() < 0.5 < cut.max():
-        ax.contour(cut.T, levels=[0.5], extent=extent, origin="lower", colors=_MASK, linewidths=0.7)
-
-
-def _grid(ax: Axes, plane: Plane, cut: Any, along: Array, box: tuple[slice, ...], spacing: tuple[float, ...]) -> None:
-    """Lines of the fixed grid, about 18 over the longer side, at the places where phi takes them (in-plane part)."""
-    moved = cut(along)
-    a, u = plane.across, plane.up
-    x = np.arange(box[a].start, box[a].stop)[:, None] * spacing[a] + moved[..., a]
-    y = np.arange(box[u].start, box[u].stop)[None, :] * spacing[u] + moved[..., u]
-    step = max(x.shape[0] * spacing[a], x.shape[1] * spacing[u]) / 18
-    style: dict[str, Any] = {"color": "#35d0ff", "linewidth": 0.7, "alpha": 0.9}
-    every_a, every_u = (max(1, round(step / spacing[i])) for i in (a, u))
-    for i in range(0, x.shape[0], every_a):
-        ax.plot(x[i], y[i], **style)
-    for j in range(0, x.shape[1], every_u):
-        ax.plot(x[:, j], y[:, j], **style)
-
-
-def _frame(row: list[Axes], plane: Plane, extent: Any, domain: Domain, centre: tuple[int, ...]) -> None:
-    for ax in row:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_xlim(*(extent[1::-1] if plane.mirrored else extent[:2]))
-        ax.set_ylim(extent[2], extent[3])
-        ax.set_aspect("equal", adjustable="box")
-        ax.set_facecolor("black")
-    world = domain.voxel_to_world[:3, :3] @ domain.voxel_to_world.new_tensor(centre) + domain.voxel_to_world[:3, 3]
-    where = f"{plane.name}\n{'xyz'[plane.normal]} = {world[plane.normal]:.0f} mm"
-    row[0].set_ylabel(where, fontsize=11)
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.02, "center", "bottom"),
-              (0.5, 0.98, "center", "top"))  # fmt: skip
-    for letter, (x, y, ha, va) in zip(plane.ends, places, strict=True):
-        row[0].text(
-            x, y, letter, ha=ha, va=va, transform=row[0].transAxes, color="white", fontsize=11, fontweight="bold",
-            path_effects=[withStroke(linewidth=2, foreground="black")],
-        )  # fmt: skip
-
-
-def _bar(figure: Figure, image: Any, first: Axes, last: Axes, label: str) -> None:
-    """A horizontal colour bar under the panels from ``first`` to ``last``."""
-    left, right = first.get_position(), last.get_position()
-    height = figure.get_figheight()
-    ax = figure.add_axes((left.x0, (_BOTTOM - 0.18) / height, right.x1 - left.x0, 0.1 / height))
-    bar = figure.colorbar(image, cax=ax, orientation="horizontal")
-    bar.set_label(label, fontsize=10, labelpad=1)
-    bar.ax.tick_params(labelsize=9, pad=1)

@@ -63,16 +63,25 @@ def test_fit_validate_test_predict_share_one_folder(run: Run, folder: Path) -> N
     assert "TRE" in out or "tre/mean" in out
 
     # The run's own configuration serves as well as the experiment's.
-    code, out, err = run("test", "--config", str(place / "config.yaml"), "--wandb", "false")
+    code, out, err = run("test", "--config", str(place / "config.yaml"), "--wandb", "false", "--report", "true")
     assert code == 0, err
+    page = (place / "results" / "report.html").read_text(encoding="utf-8")
+    assert "model.field.hidden" in page and "TRE, mean" in page
     metrics = json.loads((place / "results" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["tre/mean"] < 0.7 * metrics["tre/initial_mean"], "so the checkpoint was used"
     assert metrics["tre/initial_mean"] == pytest.approx(np.linalg.norm(MOTION), abs=1e-3)
 
-    code, out, err = run("predict", "--config", "tiny.yaml", "--wandb", "false", "--out", "there")
+    code, out, err = run("predict", "--config", "tiny.yaml", "--wandb", "false", "--out", "there", "--report", "true")
     assert code == 0, err
-    assert "there" in out
-    expected = {"warped.nii.gz", "displacement.nii.gz", "jacobian_determinant.nii.gz", "metrics.json", "transform.ckpt"}
+    assert "there" in out and "report.html" in (folder / "there" / "files.json").read_text(encoding="utf-8")
+    expected = {
+        "warped.nii.gz",
+        "displacement.nii.gz",
+        "jacobian_determinant.nii.gz",
+        "metrics.json",
+        "transform.ckpt",
+        "report.html",
+    }
     assert expected <= {p.name for p in (folder / "there").iterdir()}
     assert list((folder / "there" / "figures").glob("*.png"))
     field = nib.load(folder / "there" / "displacement.nii.gz").get_fdata()[5:-5, 5:-5, 5:-5, 0].mean((0, 1, 2))
