@@ -29,24 +29,41 @@ def case_numbers(text: str) -> list[int]:
 
 def main(args: list[str]) -> int:
     parser = command_parser("phantom", "Write a synthetic data set with known truth.", EXAMPLE)
-    parser.add_argument("layout", choices=["dirlab"], help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT")
+    parser.add_argument(
+        "layout",
+        choices=["dirlab", "tube"],
+        help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests, or is carried",
+    )
     parser.add_argument("--out", type=str, required=True, help="folder to write into")
-    parser.add_argument("--cases", type=str, default="1-5", help="cases to write")
-    parser.add_argument("--size", type=int, default=None, help="voxels in plane (default: the real ones, 256 or 512)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    parser.add_argument("--phases", choices=["all", "extremes"], default="all", help="T00 to T90, or T00 and T50")
+    parser.add_argument("--cases", type=str, default=None, help="dirlab: cases to write (default: 1-5)")
+    parser.add_argument("--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; tube: 96)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same data")
+    parser.add_argument(
+        "--phases", choices=["all", "extremes"], default=None, help="dirlab: T00 to T90, or T00 and T50"
+    )
     given = parser.parse_args(args)
     if given.size is not None and given.size < 16:
         raise UserError(f"--size: expected at least 16 voxels in plane, got {given.size}")
-    cases = case_numbers(given.cases)
+    if given.layout == "tube":
+        for name in ("cases", "phases"):
+            if getattr(given, name) is not None:
+                raise UserError(f"--{name}: expected with the layout dirlab only, got tube; leave it out")
+    cases = case_numbers(given.cases or "1-5")
     check_writable(given.out)
 
-    from medinr.phantoms.thorax import write_dirlab_phantom
-
     begin = time.perf_counter()
-    files = write_dirlab_phantom(
-        Path(given.out), cases, given.size, given.seed, phases=(0, 50) if given.phases == "extremes" else None
-    )
-    print(f"wrote {len(files)} files of {len(cases)} case(s) to {given.out} in {time.perf_counter() - begin:.0f} s")
-    print(f"the truth (fields, masks, landmarks at every phase) is in {Path(given.out) / 'truth'}")
+    if given.layout == "tube":
+        from medinr.phantoms.tube import KINDS, write_tube_phantom
+
+        files = write_tube_phantom(Path(given.out), size=given.size, seed=given.seed)
+        what, truth = f"the tubes {', '.join(KINDS)}", "in the folder truth of each (fields, parameters)"
+    else:
+        from medinr.phantoms.thorax import write_dirlab_phantom
+
+        phases = (0, 50) if given.phases == "extremes" else None
+        files = write_dirlab_phantom(Path(given.out), cases, given.size, given.seed, phases=phases)
+        what = f"{len(cases)} case(s)"
+        truth = f"(fields, masks, landmarks at every phase) in {Path(given.out) / 'truth'}"
+    print(f"wrote {len(files)} files of {what} to {given.out} in {time.perf_counter() - begin:.0f} s")
+    print(f"the truth is {truth}")
     return 0
