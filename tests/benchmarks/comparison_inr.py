@@ -41,14 +41,14 @@ def read_pair(folder: Path) -> Pair:
     return Pair(folder.name, fixed, moving, masks[0], masks[1])
 
 
-def idir(pair: Pair, lr: float) -> RegistrationMethod:
+def idir(pair: Pair, lr: float, points: int = POINTS) -> RegistrationMethod:
     """experiments/idir_dirlab.yaml at the reduced size."""
     low, high = (f(i.data.amin() if f is min else i.data.amax() for i in (pair.fixed, pair.moving)) for f in (min, max))
     return PairRegistration(
         SIREN(hidden=HIDDEN, omega=32.0, zero_output=False),
         NCC(),
         {"jacobian": Jacobian(0.05)},
-        points=POINTS,
+        points=points,
         pyramid_mm=(0.0,),
         lr=lr,
         overlap_weight=0.0,
