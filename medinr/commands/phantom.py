@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "layout",
         choices=["dirlab", "tube"],
-        help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests, or is carried",
+        help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests or is moved",
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write into")
     parser.add_argument("--cases", type=str, default=None, help="dirlab: cases to write (default: 1-5)")
