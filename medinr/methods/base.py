@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
-from medinr.losses import Regularizer, Similarity
+from medinr.losses import OwnCoordinates, Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
 from medinr.methods.mixins import INRMixin, RegularizerMixin
 from medinr.methods.module import Group, RegistrationModule
@@ -172,7 +172,8 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
         """Data terms and raw penalties at points x [N, 3]; the overlap is among the data terms, for the log."""
         level = self.level
         patch = self.similarity.offsets(level.smoothing_mm) is not None
-        shares_jet = any(r.order == 1 and r.directions == "exact" for r in self.penalties.values())
+        in_image = [r for r in self.penalties.values() if not isinstance(r, OwnCoordinates)]
+        shares_jet = any(r.order == 1 and r.directions == "exact" for r in in_image)
         u = self.displacement_jet(x, 1 if patch or shares_jet else 0, context)
         similarity, overlap, outside = self.compare(x, u, level)
         data = {"similarity": similarity, "outside": outside, "overlap": overlap.detach()}
