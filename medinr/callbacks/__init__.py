@@ -1,6 +1,7 @@
 """Callbacks and loggers that every run has: its folder, its checkpoints, its progress bar, its results."""
 
 from medinr.callbacks.checkpoints import ConfigInCheckpoint, LastCheckpoint, RandomStates
+from medinr.callbacks.folding import FoldingBound
 from medinr.callbacks.interrupt import BestState, StopOnInterrupt
 from medinr.callbacks.logs import KeepFiles, MetricsFile
 from medinr.callbacks.progress import Costs, RunProgress
@@ -10,6 +11,7 @@ __all__ = [
     "BestState",
     "ConfigInCheckpoint",
     "Costs",
+    "FoldingBound",
     "KeepFiles",
     "LastCheckpoint",
     "MetricsFile",

@@ -14,6 +14,7 @@ from medinr.losses.regularizers import (
     TotalVariation,
 )
 from medinr.losses.similarities import MSE, NCC, LocalNCC, Similarity
+from medinr.losses.volumes import ForwardDiffusion
 
 __all__ = [
     "MINDSSC",
@@ -23,6 +24,7 @@ __all__ = [
     "Barrier",
     "Bending",
     "Diffusion",
+    "ForwardDiffusion",
     "Hyperelastic",
     "Jacobian",
     "LocalNCC",

@@ -1,10 +1,52 @@
-"""Similarity of whole volumes: local NCC in every window of a grid."""
+"""Similarities and penalties of whole volumes, which know the neighbours of every point."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medinr.errors import UserError
+from medinr.jets import Jet
+from medinr.losses.regularizers import Regularizer
+from medinr.losses.similarities import Similarity
 from medinr.types import Scalar
+
+
+class VolumeSimilarity(Protocol):
+    """Compares volumes [X, Y, Z] with one fixed volume; lower is better.
+
+    Attributes:
+        fixed: values in [0, 1].
+        radius: half side of the windows that it looks at, 0 for single points.
+    """
+
+    @property
+    def fixed(self) -> Tensor: ...
+
+    @property
+    def radius(self) -> int: ...
+
+    def __call__(self, moved: Tensor, weight: Tensor) -> Scalar: ...
+
+
+class VolumePoints:
+    """A similarity of single points (NCC, NMI, MSE), taken over all points of a volume.
+
+    Args:
+        fixed: values in [0, 1].
+        similarity: of values [N] and weights [N].
+    """
+
+    radius = 0
+
+    def __init__(self, fixed: Tensor, similarity: Similarity) -> None:
+        self.fixed, self.similarity = fixed, similarity
+
+    def __call__(self, moved: Tensor, weight: Tensor) -> Scalar:
+        loss: Scalar = self.similarity(self.fixed.flatten(), moved.flatten(), weight.flatten())
+        return loss
 
 
 def box_mean(volumes: Tensor, radius: int) -> Tensor:
@@ -49,3 +91,30 @@ class VolumeNCC:
         local = covariance / variances.sqrt() if self.signed else covariance.square() / variances
         loss: Scalar = 1 - (weight * local).sum() / weight.sum().clamp(min=1)
         return loss
+
+
+def differences(u: Tensor, steps: Sequence[float]) -> list[Tensor]:
+    """Forward differences of [X, Y, Z, c] along each axis by normalised length; zero along an axis of one point."""
+    return [u.diff(dim=axis) / step if step else torch.zeros_like(u) for axis, step in enumerate(steps)]
+
+
+class ForwardDiffusion(Regularizer):
+    """mean sum_(i,c) (u_c(v + e_i) - u_c(v))^2 over the voxels v of a grid: what SINR's code calls bending.
+
+    Sideri-Lampretsa et al. (MIDL 2024) print the bending energy; in B-spline mode their code takes forward differences
+    of the dense displacement, in normalised units between neighbouring voxels, with weight 50. Here the mean is over
+    the differences that exist (there: a last one of 0 along each axis is among them), a voxel is the geometric mean of
+    the image's sides, and on a coarser grid the difference is divided by its distance in voxels.
+    `medinr.losses.Diffusion` is the same without the grid and with lengths in 100 mm.
+    """
+
+    def forward(self, displacement_jet: Jet) -> Scalar:
+        raise UserError(
+            "ForwardDiffusion: looks at neighbours on a grid, use it with VolumeRegistration; else Diffusion"
+        )
+
+    def on_grid(self, u: Tensor, steps: Sequence[float], voxel: float) -> Scalar:
+        """Of u [X, Y, Z, 3]; distances of the grid's points and of the voxels in the same unit as u."""
+        parts = [d.square().sum(-1).mean() for d in differences(u, steps)]
+        raw: Scalar = voxel**2 * torch.stack(parts).sum()
+        return raw

@@ -6,6 +6,7 @@ from medinr.methods.cycle import CycleConsistentRegistration
 from medinr.methods.module import RegistrationModule, load_method
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
+from medinr.methods.volume import VolumeRegistration
 
 __all__ = [
     "ConditionedRegistration",
@@ -15,5 +16,6 @@ __all__ = [
     "Refinement",
     "RegistrationMethod",
     "RegistrationModule",
+    "VolumeRegistration",
     "load_method",
 ]

@@ -1,7 +1,7 @@
-"""Whole regular grids of points, on which a control lattice is refined."""
+"""Whole regular grids of points, on which splines are fitted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.data.pair import Pair
-from medinr.losses.volumes import VolumeNCC
+from medinr.losses.volumes import VolumeSimilarity, differences
 from medinr.methods.levels import ENOUGH, Level, Window, pyramid
 from medinr.sampling import gaussian_smooth, informative, interpolate, nearest
 from medinr.space import Domain, transform_points
@@ -37,7 +37,7 @@ class Grid:
     lines: tuple[Tensor, Tensor, Tensor]
     points: Tensor
     level: Level
-    similarities: list[VolumeNCC]
+    similarities: list[VolumeSimilarity]
     weight: Tensor
     shrink: float
     moving_exclude: Mask | None
@@ -97,22 +97,32 @@ def make_grid(
     domain: Domain,
     shrink: float,
     radius: int,
-    floor: float,
-    signed: bool,
+    compare: Callable[[Tensor], VolumeSimilarity],
     mask: Mask | None,
     most: int,
 ) -> Grid:
-    """The grid of one stage; see `Refinement` for the arguments.
+    """The grid of one stage.
 
-    The region is the mask, or the voxels whose windows are not constant. Excluded voxels take the windows that touch
+    The region is the mask, or the voxels whose windows are not constant; all voxels where single points are compared,
+    to which a constant background says what the moving image must be there. Excluded voxels take the windows that touch
     them out of the comparison, those between the points too, which the smoothing carries into them.
+
+    Args:
+        windows: intensities mapped to 0 and 1, of each channel of both images.
+        domain: the fixed grid, as the method normalises it.
+        shrink: distance of the points in voxels.
+        radius: half side of the windows in points; 0: single points.
+        compare: the similarity for one channel of the fixed image on the grid.
+        mask: the region.
+        most: the grid has at most this many points; larger images get a larger distance.
     """
     unit = voxel_mm(domain)
     level = pyramid(pair, windows, (0.5 * shrink * unit if shrink > 1 else 0.0,))[0]
     reach = (radius + 1) * shrink
-    region = informative(level.fixed, domain, reach * unit) if mask is None else mask
+    whole = torch.ones(domain.shape, dtype=torch.bool, device=level.fixed.device)
+    region = mask if mask is not None else informative(level.fixed, domain, reach * unit) if radius else whole
     if not bool(region.any()) or (mask is None and float(region.float().mean()) > ENOUGH):
-        region = torch.ones_like(region)
+        region = whole
     low, high = box_of(region, [math.ceil(reach * unit / s) for s in domain.spacing])
     lines = axis_lines(domain, shrink, low, high)
     asked = shrink
@@ -133,8 +143,7 @@ def make_grid(
     excluded = pair.moving_exclude
     if excluded is not None:
         excluded = half_way(excluded, pair.moving.domain, shrink * unit)
-    similarities = [VolumeNCC(channel, radius, floor, signed) for channel in fixed]
-    return Grid((x, y, z), points, level, similarities, weight, shrink, excluded)
+    return Grid((x, y, z), points, level, [compare(channel) for channel in fixed], weight, shrink, excluded)
 
 
 def equally_sharp(level: Level, pair: Pair) -> Level:
@@ -181,11 +190,6 @@ def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask 
     moved = interpolate(grid.level.moving, target)
     losses = [similarity(m, weight) for similarity, m in zip(grid.similarities, moved, strict=True)]
     return torch.stack(losses).mean(), weight.sum() / grid.weight.sum().clamp(min=1)
-
-
-def differences(u: Tensor, steps: Sequence[float]) -> list[Tensor]:
-    """Forward differences of [X, Y, Z, c] along each axis by normalised length; zero along an axis of one point."""
-    return [u.diff(dim=axis) / step if step else torch.zeros_like(u) for axis, step in enumerate(steps)]
 
 
 def bending_on_grid(u: Tensor, steps: Sequence[float]) -> Scalar:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from medinr.errors import UserError
 from medinr.fields import CubicLattice, Field, Map, Sum, as_map
 from medinr.fields.planar import within
 from medinr.losses import Regularizer, Similarity
+from medinr.losses.volumes import VolumeNCC
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, compare_on_grid, make_grid, voxel_mm
 from medinr.methods.levels import Level, Window
@@ -193,9 +195,8 @@ class RefinedRegistration(RegistrationMethod):
             n = len(self.pair.fixed.data)
             windows: list[list[Window]] = [flat[:n], flat[n:]]
             mask = self.pair.fixed_mask if self.use_mask else None
-            grid = make_grid(
-                self.pair, windows, self.domain, r.shrinks[stage], r.radius, r.floor, r.signed, mask, r.most
-            )
+            compare = partial(VolumeNCC, radius=r.radius, floor=r.floor, signed=r.signed)
+            grid = make_grid(self.pair, windows, self.domain, r.shrinks[stage], r.radius, compare, mask, r.most)
             self._grid = (stage, grid, self.still(grid, r.levels(stage, grid.shrink)))
         _, grid, still = self._grid
         return self.refinement.levels(stage, grid.shrink), grid, still

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -159,7 +160,8 @@ CUBE = Domain.of((16, 16, 16), [[3, 0, 0, -22.5], [0, 3, 0, -22.5], [0, 0, 3, -2
 def made(pair: Pair, shrink: float = 1.0, most: int = 10**6, radius: int = 1, masked: bool = False) -> Grid:
     windows = [[(-1800.0, 1800.0)], [(-1800.0, 1800.0)]]
     mask = pair.fixed_mask if masked else None
-    return make_grid(pair, windows, pair.domain, shrink, radius, 1e-8, True, mask, most)
+    compare = partial(VolumeNCC, radius=radius, floor=1e-8)
+    return make_grid(pair, windows, pair.domain, shrink, radius, compare, mask, most)
 
 
 def cube(**options: Tensor) -> Pair:
