@@ -1,9 +1,11 @@
 """Every YAML in experiments/ runs through the real command, on tiny data of the layout that it is for."""
 
 import inspect
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import pytest
@@ -14,11 +16,21 @@ from medinr.callbacks import runs
 from medinr.commands.presets import PRESETS, network, recommended
 from medinr.configured import spec
 from medinr.losses import LocalNCC
+from tests.medinr import tiny_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-PHANTOMS = ("dirlab",)
-"""Second half of an experiment's name -> layout of the phantom that it runs on."""
+PHANTOMS = {"dirlab": ["--cases", "1", "--size", "32", "--phases", "extremes"], "tube": ["--size", "32"]}
+"""Second half of an experiment's name, the layout of the phantom that it runs on -> how that is written small."""
+PAIRS = ("pair", "multimodal")
+"""Layouts that are two files, whatever they show."""
+
+
+def hidden(part: dict[str, Any], where: str) -> list[str]:
+    """The options of all networks of a field that say how wide they are."""
+    found = [f"{where}.hidden"] if "hidden" in part["init_args"] else []
+    inner = {k: v for k, v in part["init_args"].items() if isinstance(v, dict) and "class_path" in v}
+    return found + [option for key, value in inner.items() for option in hidden(value, f"{where}.{key}")]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +39,12 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     base = tmp_path_factory.mktemp("phantoms")
 
     def root(layout: str) -> Path:
+        if layout in PAIRS and not (base / layout).exists():
+            (base / layout).mkdir()
+            tiny_runs.write(base / layout, (32, 32, 18))
         if not (base / layout).exists():
             where = str(base / layout)
-            assert (
-                cli.main(["phantom", layout, "--out", where, "--cases", "1", "--size", "32", "--phases", "extremes"])
-                == 0
-            )
+            assert cli.main(["phantom", layout, "--out", where, *PHANTOMS[layout]]) == 0
         return base / layout
 
     return root
@@ -53,16 +65,27 @@ def test_experiment_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     layout = path.stem.split("_")[1]
-    assert layout in PHANTOMS, f"{path.name}: is named <method>_<data>; this test needs a small phantom of {layout}"
+    assert layout in (*PHANTOMS, *PAIRS), f"{path.name}: is named <method>_<data>; this test needs a small phantom of {layout}"
     monkeypatch.chdir(tmp_path)
-    common = ["--config", str(path), "--data.root", str(phantom(layout)), "--wandb", "false"]
+    common = ["--config", str(path), "--wandb", "false"]
+    if "root" in yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]:
+        common += ["--data.root", str(phantom(layout))]
+    else:  # its files are named one by one, under data/LAYOUT
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / layout).symlink_to(phantom(layout))
+    if layout in PAIRS:  # an experiment names two images; what measures the error comes beside them
+        for side, (kind, name) in itertools.product(
+            ("fixed", "moving"), (("points", ".csv"), ("labels", "_labels.nii.gz"))
+        ):
+            common += [f"--data.{side}_{kind}", f"data/{layout}/{side}{name}"]
     few = ["--trainer.max_steps", "4", "--data.steps_per_epoch", "2"]
     arguments, where = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"], "--model"
     if "method" in arguments:  # of which there is one in each direction
         arguments, where = arguments["method"]["init_args"], "--model.method"
     few += [f"{where}.points", "64"]
     if arguments["field"] is not None:
-        few += [f"{where}.field.hidden", "[32, 32, 32]"]
+        for option in hidden(arguments["field"], f"{where}.field") or [f"{where}.field.hidden"]:
+            few += [option, "[32, 32, 32]"]
     out = tmp_path / "results"
     for command, more in (("fit", []), ("test", []), ("predict", ["--out", str(out)])):
         code = cli.main([command, *common, *few, *more])

@@ -121,6 +121,23 @@ class TubeCase:
         near = within(self.line, x, 27.0)
         return near.numpy(), tube.to_tangent(x[near]).numpy()
 
+    def surfaces(self, x: Tensor) -> tuple[NDArray[np.bool_], Array, Array]:
+        """Which points of the fixed image are near the tube; signed distances of these from wall and content."""
+        near, q = self.tangent(x)
+        s, radius, angle = q[:, 0], np.hypot(q[:, 1], q[:, 2]), np.arctan2(q[:, 2], q[:, 1])
+        lumen = LUMEN_MM + 1.0 * np.cos(2 * np.pi * s / 19) + 0.6 * np.cos(3 * angle + 2 * np.pi * s / 70)
+        ends = np.maximum(-s, s - self.line.length)  # beyond its ends the tube closes
+        outer, inner = (np.maximum(radius - lumen - more, ends - more) for more in (THICKNESS_MM, 0.0))
+        return near, outer, inner
+
+    def labels(self, side: str) -> Tensor:
+        """1 wall, 2 content of ``fixed`` or ``moving`` image [X, Y, Z]."""
+        found = torch.zeros(self.domain.n_voxels, dtype=torch.uint8)
+        for rows, x in chunks(self.domain):
+            near, wall, content = self.surfaces(x if side == "fixed" else self.inverse(x))
+            found[rows.start + np.flatnonzero(near)] = torch.from_numpy((wall < 0).astype(np.uint8) + (content < 0))
+        return found.reshape(self.domain.shape)
+
     def intensity(self, x: Tensor) -> Array:
         """What the fixed image shows at points [n, 3], without noise."""
         fine, coarse, content = self._textures
@@ -130,11 +147,7 @@ class TubeCase:
         body, inner = cover(skin, edge), cover(skin + 14, edge)
         values = over(np.full(len(p), 15.0), 430 + 25 * fine(p), body)
         values = over(values, 230 + 45 * fine(p) + 60 * coarse(p), inner)
-        near, q = self.tangent(x)
-        s, radius, angle = q[:, 0], np.hypot(q[:, 1], q[:, 2]), np.arctan2(q[:, 2], q[:, 1])
-        lumen = LUMEN_MM + 1.0 * np.cos(2 * np.pi * s / 19) + 0.6 * np.cos(3 * angle + 2 * np.pi * s / 70)
-        ends = np.maximum(-s, s - self.line.length)  # beyond its ends the tube closes
-        wall, hollow = (np.maximum(radius - lumen - more, ends - more) for more in (THICKNESS_MM, 0.0))
+        near, wall, hollow = self.surfaces(x)
         some = p[near]
         values[near] = over(values[near], 110 + 20 * fine(some), cover(wall, edge))
         values[near] = over(values[near], 520 + 80 * content(some), cover(hollow, edge))
@@ -185,7 +198,8 @@ def write_tube_phantom(
     """Write pairs of the tube phantom, a folder for each kind. Same arguments, same content.
 
     ``KIND/``: ``fixed.nii.gz``, ``moving.nii.gz``, ``mask.nii.gz`` (tube of 40 mm in the fixed image),
-    ``centreline.csv``, ``fixed_points.csv`` and ``moving_points.csv`` (80 landmarks on the wall; all RAS mm).
+    ``fixed_labels.nii.gz`` and ``moving_labels.nii.gz`` (1 wall, 2 content), ``centreline.csv``, ``fixed_points.csv``
+    and ``moving_points.csv`` (80 landmarks on the wall; all RAS mm).
     ``KIND/truth/``: ``displacement.nii.gz`` (fixed to moving at the fixed voxel centres, 5-D, intent 1007, LPS mm) and
     ``parameters.json``.
 
@@ -203,9 +217,11 @@ def write_tube_phantom(
 
 def _write(folder: Path, case: TubeCase) -> list[Path]:
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}.nii.gz" for name in ("fixed", "moving", "mask")}
+    names = ("fixed", "moving", "mask", "fixed_labels", "moving_labels")
+    files = {name: folder / f"{name}.nii.gz" for name in names}
     for side in ("fixed", "moving"):
         io.write_image(files[side], torch.from_numpy(case.image(side)), case.domain)
+        io.write_image(files[f"{side}_labels"], case.labels(side), case.domain)
     io.write_image(files["mask"], case.mask().to(torch.uint8), case.domain)
     fixed = case.landmarks()
     moved = case.truth(fixed)

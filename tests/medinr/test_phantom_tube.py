@@ -10,7 +10,8 @@ import torch
 from data_modules import PairDataModule
 from medinr import cli, io
 from medinr.errors import UserError
-from medinr.fields.warp import resample
+from medinr.fields.warp import resample, resample_labels
+from medinr.metrics import dice
 from medinr.phantoms.tube import DIAMETER_MM, KINDS, LANDMARKS, NOISE, TubeCase, write_tube_phantom
 from medinr.space import Image, transform_points
 
@@ -77,6 +78,15 @@ def test_the_written_field_explains_the_moving_image(root: Path, kind: str) -> N
         assert before == pytest.approx(NOISE * np.sqrt(2), rel=0.1)
     else:
         assert after < 0.7 * before
+
+    labels = [io.read_labels(root / kind / f"{side}_labels.nii.gz", domain) for side in ("fixed", "moving")]
+    carried = resample_labels(labels[1], domain, domain, displacement)
+    overlap = dice(carried, labels[0])
+    assert set(overlap) == {1, 2} and overlap[2] > 0.75  # voxels of 5 mm
+    if kind == "motionless":
+        assert torch.equal(labels[0], labels[1])
+    else:
+        assert overlap[2] > dice(labels[1], labels[0])[2] + 0.01
 
     p, q = (io.read_points(root / kind / f"{side}_points.csv") for side in ("fixed", "moving"))
     assert len(p) == LANDMARKS
