@@ -10,8 +10,8 @@ from medinr.fields.centreline import Centreline
 from medinr.jets import Jet
 from medinr.types import Points
 
-NEWTON_STEPS = 3
-"""From within half a step of the curve; two more, on R itself, follow."""
+NEWTON_STEPS = 2
+"""From within half a millimetre on the curve; two more, on R itself, follow."""
 
 
 def smooth_step_rule(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,6 +23,13 @@ def smooth_step_rule(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def columns(jet: Jet, first: int, last: int) -> Jet:
     """Some of a jet's components."""
     return replace(jet, channels=jet.channels[..., first:last])
+
+
+def inverse(gradient: Tensor) -> Tensor:
+    """Inverse of matrices [N, 3, 3]; of a singular one a finite matrix without meaning."""
+    det = jets.det(gradient)
+    safe = torch.where(det.abs() < 1e-3, torch.full_like(det, 1e-3), det)
+    return jets.cofactor(gradient).mT / safe[:, None, None]
 
 
 class TubeCoordinates(nn.Module):
@@ -80,7 +87,7 @@ class TubeCoordinates(nn.Module):
         return jets.add(columns(f, 0, 3), across)
 
     def stretch_jet(self, q: Jet) -> Jet:
-        """1 - u k1(s) - v k2(s) [N, 1]: length along the tube at (u, v) by that on the centreline. 0: planes meet."""
+        """1 - u k1(s) - v k2(s) [N, 1]: length along the tube at (u, v) by that on the centreline; 0: planes meet."""
         f = jets.activate(columns(q, 0, 1), self.curve)
         lost = jets.add(
             jets.multiply(columns(q, 1, 2), columns(f, 9, 10)), jets.multiply(columns(q, 2, 3), columns(f, 10, 11))
@@ -89,18 +96,13 @@ class TubeCoordinates(nn.Module):
         one[0] = 1
         return replace(lost, channels=one - lost.channels)
 
-    def gradient(self, q: Points) -> Tensor:
-        """DR [N, 3, 3]."""
+    def linearised(self, q: Points) -> tuple[Points, Tensor]:
+        """R [N, 3] and DR [N, 3, 3]."""
         f, slope, _ = self.curve(q[:, :1])
-        along = slope[:, :3] + q[:, 1:2] * slope[:, 3:6] + q[:, 2:3] * slope[:, 6:9]
-        return torch.stack((along, f[:, 3:6], f[:, 6:9]), dim=-1)
-
-    def inverse_gradient(self, q: Points) -> Tensor:
-        """(DR)^-1 [N, 3, 3]; where the planes of the normals meet, a finite matrix without meaning."""
-        gradient = self.gradient(q)
-        det = jets.det(gradient)
-        small = det.abs() < 1e-3
-        return jets.cofactor(gradient).mT / torch.where(small, torch.full_like(det, 1e-3), det)[:, None, None]
+        u, v = q[:, 1:2], q[:, 2:3]
+        along = slope[:, :3] + u * slope[:, 3:6] + v * slope[:, 6:9]
+        gradient = torch.stack((along, f[:, 3:6], f[:, 6:9]), dim=-1)
+        return f[:, :3] + u * f[:, 3:6] + v * f[:, 6:9], gradient
 
     @torch.no_grad()
     def foot(self, x: Points) -> Points:
@@ -130,7 +132,8 @@ class TubeCoordinates(nn.Module):
         offset = x.detach() - f[:, :3]
         q = torch.cat((s, (offset * f[:, 3:6]).sum(1, keepdim=True), (offset * f[:, 6:9]).sum(1, keepdim=True)), dim=1)
         for _ in range(2):
-            q = q + (self.inverse_gradient(q) * (x - self.to_image(q))[:, None]).sum(-1)
+            reached, gradient = self.linearised(q)
+            q = q + (inverse(gradient) * (x - reached)[:, None]).sum(-1)
         return q
 
     def tangent_jet(self, x: Jet) -> Jet:
@@ -138,12 +141,12 @@ class TubeCoordinates(nn.Module):
         q = self.to_tangent(x.value)
         if x.first is None:
             return Jet(q[None], 0)
-        inverse = self.inverse_gradient(q)
-        first = (inverse * x.first[:, :, None]).sum(-1)
+        back = inverse(self.linearised(q)[1])
+        first = (back * x.first[:, :, None]).sum(-1)
         flat = Jet(torch.cat((q[None], first)), x.k, x.pairs, x.basis)
         if not x.pairs:
             return flat
         bent = self.image_jet(flat).second
         assert bent is not None
         rest = -bent if x.affine or x.second is None else x.second - bent
-        return replace(flat, channels=torch.cat((flat.channels, (inverse * rest[:, :, None]).sum(-1))))
+        return replace(flat, channels=torch.cat((flat.channels, (back * rest[:, :, None]).sum(-1))))
