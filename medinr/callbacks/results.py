@@ -108,16 +108,32 @@ class ResultWriter(Callback):
         settings: what the report says of the run.
 
     Attributes:
-        metrics: those of the last evaluation.
+        metrics: those of the evaluation. Each of several cases has a folder of its own in ``out``; the metrics are then
+            the means of those that all cases have, and ``out``'s metrics.json says them.
     """
 
     def __init__(self, out: Path, report: bool = False, settings: Mapping[str, Any] | None = None) -> None:
         self.out, self.report, self.settings = Path(out), report, dict(settings or {})
         self.metrics: dict[str, float] = {}
         self.files: list[Path] = []
+        self._cases: list[dict[str, float]] = []
+
+    def _folder(self, pair: Pair, batches: Sequence[int | float]) -> Path:
+        return self.out if sum(batches) == 1 else self.out / pair.name
+
+    def _summarise(self, folder: Path) -> None:
+        """After a case whose results are in ``folder``: the means of all cases so far, if they are several."""
+        if folder == self.out:
+            return
+        names = [k for k in self._cases[0] if all(k in case for case in self._cases)]
+        self.metrics = {k: sum(case[k] for case in self._cases) / len(self._cases) for k in names}
+        record = {"case": f"mean of {len(self._cases)}", **self.metrics}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        write_text(self.out / "metrics.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
     def _take(self, trainer: lightning.Trainer, evaluation: Evaluation, pair: Pair) -> None:
         self.metrics = evaluation.metrics
+        self._cases.append(evaluation.metrics)
         columns, row = ["case", *self.metrics], [pair.name, *self.metrics.values()]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -132,16 +148,18 @@ class ResultWriter(Callback):
             return
         pair = pl_module.pair.to("cpu")
         self._take(trainer, found, pair)
-        self.out.mkdir(parents=True, exist_ok=True)
-        part = self.out / "metrics.json.part"
+        out = self._folder(pair, trainer.num_test_batches)
+        out.mkdir(parents=True, exist_ok=True)
+        part = out / "metrics.json.part"
         part.write_text(json.dumps({"case": pair.name, **found.metrics}, indent=2) + "\n")
-        os.replace(part, self.out / "metrics.json")
-        picture = self.out / "figures" / "registration.png"
+        os.replace(part, out / "metrics.json")
+        picture = out / "figures" / "registration.png"
         save_picture(picture, found, pair, pair.name)
-        self.files = [self.out / "metrics.json", picture, *pl_module.report(self.out)]
+        self.files = [out / "metrics.json", picture, *pl_module.report(out)]
         if self.report:
-            self.files.append(self.out / "report.html")
+            self.files.append(out / "report.html")
             write_text(self.files[-1], page(found, pair, pl_module.transform().start, self.settings))
+        self._summarise(out)
         log_files(trainer, self.files)
 
     def on_predict_batch_end(
@@ -152,5 +170,7 @@ class ResultWriter(Callback):
             return
         pair = pl_module.pair.to("cpu")
         self._take(trainer, outputs, pair)
-        self.files = write_results(self.out, pl_module, pair, outputs, report=self.report, settings=self.settings)
+        out = self._folder(pair, trainer.num_predict_batches)
+        self.files = write_results(out, pl_module, pair, outputs, report=self.report, settings=self.settings)
+        self._summarise(out)
         log_files(trainer, self.files)

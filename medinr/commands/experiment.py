@@ -207,7 +207,7 @@ class ExperimentCLI(LightningCLI):
         resumed = None
         if checkpoint is not None:
             content = check_checkpoint(checkpoint)
-            if hasattr(self.datamodule, "domain"):
+            if hasattr(self.datamodule, "domain") and not getattr(self.model, "amortised", False):
                 check_grid(checkpoint, content, self.datamodule.domain)
             check_fits(checkpoint, content, self.model)
             resumed = int(content.get("global_step", 0)) if self.command == "fit" else None

@@ -3,6 +3,7 @@
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
 from medinr.methods.cycle import CycleConsistentRegistration
+from medinr.methods.learned import LearnedRegistration
 from medinr.methods.module import RegistrationModule, load_method
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
@@ -11,6 +12,7 @@ from medinr.methods.volume import VolumeRegistration
 __all__ = [
     "ConditionedRegistration",
     "CycleConsistentRegistration",
+    "LearnedRegistration",
     "PairRegistration",
     "RefinedRegistration",
     "Refinement",
