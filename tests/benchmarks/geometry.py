@@ -9,7 +9,8 @@ Three models of about as many weights each, at one declared reduced size: 128 un
 published 256 and 180), 2,048 points a step (10,000), 1,000 steps (2,500). All else is as published: omega 64, Adam
 1e-4, NCC, points in the tube of 40 mm, |det - 1| times 0.05 of each network in its own coordinates, axes normalised
 one by one.
-``*_ours``: zero start, local NCC on extrapolated patches, learning rate 3e-4 with warm-up and cosine, folding barrier.
+``*_ours``, as experiments/geometry_tube_best.yaml: zero start, pyramid, local NCC on extrapolated patches, learning
+rate 3e-4 with warm-up and cosine, folding barrier.
 
 The error is the distance to the true displacement at the voxel centres of the tube, mm.
 """
@@ -43,10 +44,10 @@ POINTS, STEPS = 2048, 1000
 Row = dict[str, Any]
 
 
-def network(width: int, ours: bool) -> SIREN:
+def network(width: int, ours: bool, first_omega: float = 15.0) -> SIREN:
     """Three layers of sines."""
     if ours:
-        return SIREN(hidden=(width,) * 3, omega=30.0, first_omega=15.0)
+        return SIREN(hidden=(width,) * 3, omega=30.0, first_omega=first_omega)
     return SIREN(hidden=(width,) * 3, omega=64.0, zero_output=False)
 
 
@@ -54,7 +55,7 @@ def field(model: str, trace: list[list[float]], ours: bool) -> Field:
     """The displacement of one of `MODELS`."""
     if model == "image":
         return network(128, ours)
-    tangent = TangentField(network(90 if model == "combined" else 128, ours), trace)
+    tangent = TangentField(network(90 if model == "combined" else 128, ours, 10.0), trace)
     return Sum(network(90, ours), tangent) if model == "combined" else tangent
 
 
