@@ -54,10 +54,10 @@ MOTION = (2.0, 1.0, 0.0)
 """mm: fixed point p lies at p + MOTION in the moving image."""
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, size: tuple[int, int, int] = (20, 20, 18)) -> None:
     """Images, landmarks, labels, tiny.yaml and conditioned.yaml."""
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    fixed = 100 * gaussian_filter(np.random.default_rng(0).normal(size=(20, 20, 18)), 1.5).astype(np.float32)
+    fixed = 100 * gaussian_filter(np.random.default_rng(0).normal(size=size), 1.5).astype(np.float32)
     moving = shift(fixed, [m / 2 for m in MOTION], order=3, mode="nearest")
     for name, volume in (("fixed", fixed), ("moving", moving)):
         nib.save(nib.Nifti1Image(volume, affine), folder / f"{name}.nii.gz")
