@@ -1,6 +1,7 @@
 """Coordinate networks and maps of space, each with its jet."""
 
 from medinr.fields.base import Field, computed_once
+from medinr.fields.cycle import CycleTransform, Inference
 from medinr.fields.lattice import CubicLattice
 from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
@@ -15,10 +16,12 @@ __all__ = [
     "SIREN",
     "Composition",
     "CubicLattice",
+    "CycleTransform",
     "DisplacementMap",
     "Field",
     "FourierMLP",
     "HarmonizedSIREN",
+    "Inference",
     "Map",
     "Sum",
     "TangentField",
