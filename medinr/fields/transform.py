@@ -1,11 +1,13 @@
 """The whole transform phi = A o (id + u), from the fixed image's world to the moving image's, both RAS mm."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from medinr import jets
+from medinr.fields.base import computed_once
 from medinr.fields.maps import Map
 from medinr.fields.planar import within
 from medinr.space import Domain, transform_points
@@ -37,10 +39,11 @@ class Transform:
     def __call__(self, world: Points) -> Points:
         """Map points [n, 3]; computes in float64 but for the network, whose displacement is float32."""
         moved = []
-        for p in self._pieces(world.double().cpu()):
-            x = transform_points(self.domain.world_to_normalised, p)
-            u = self.map.displacement(x.float().to(self.device), self.context).double().cpu()
-            moved.append(transform_points(self.start @ self.domain.normalised_to_world, x + u))
+        with computed_once(self.map):
+            for p in self._pieces(world.double().cpu()):
+                x = transform_points(self.domain.world_to_normalised, p)
+                u = self.map.displacement(x.float().to(self.device), self.context).double().cpu()
+                moved.append(transform_points(self.start @ self.domain.normalised_to_world, x + u))
         return torch.cat(moved) if moved else world
 
     @torch.no_grad()
@@ -50,9 +53,10 @@ class Transform:
         n = self.domain.normalised_to_world[:3, :3]
         inverse = torch.linalg.inv(n)
         found = []
-        for p in self._pieces(world.double().cpu()):
-            x = transform_points(self.domain.world_to_normalised, p).float().to(self.device)
-            found.append(self.map.displacement_jet(jets.seed(x, 1), self.context).jacobian.double().cpu())
+        with computed_once(self.map):
+            for p in self._pieces(world.double().cpu()):
+                x = transform_points(self.domain.world_to_normalised, p).float().to(self.device)
+                found.append(self.map.displacement_jet(jets.seed(x, 1), self.context).jacobian.double().cpu())
         eye = torch.eye(3, dtype=torch.float64)
         jacobian: Tensor = a @ n @ (torch.cat(found) + eye) @ inverse
         return jacobian
@@ -77,6 +81,13 @@ class Transform:
         Returns:
             the points, and the residual |phi(p) - world| in mm of each: large where no inverse exists.
         """
+        # A stored transform has no map.
+        with computed_once(self.map) if hasattr(self, "map") else nullcontext():
+            return self._newton(world, iterations, tolerance_mm, guess)
+
+    def _newton(
+        self, world: Points, iterations: int, tolerance_mm: float, guess: Points | None
+    ) -> tuple[Points, Tensor]:
         target = world.double().cpu()
         p = transform_points(torch.linalg.inv(self.start), target) if guess is None else guess.double().cpu().clone()
         gap = target - self(p)

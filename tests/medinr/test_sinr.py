@@ -263,3 +263,19 @@ def test_conditioned_registration() -> None:
     assert float((smooth - free).norm(dim=1).mean()) > 1e-3
     with pytest.raises(ValueError, match=r"field.conditions: expected 1.*found 0 \(SIREN\)"):
         ConditionedRegistration(SIREN(hidden=(8,)), NCC(), {"bending": Bending(1.0)}, ["bending"])
+
+
+def test_a_transform_asks_the_network_once_for_all_newton_steps() -> None:
+    network = Counted()
+    with torch.no_grad():
+        network.head.weight.mul_(0.1)
+    method = PairRegistration(SINR(network, 16.0), NCC())
+    method.remember(pairs.CUBE, torch.eye(4), [[0.0, 1.0], [0.0, 1.0]])
+    phi, n = method.transform(), len(method.map.field.control_points())
+    for ask in (phi, phi.jacobian, phi.inverse):
+        network.asked = 0
+        ask(pairs.points())
+        assert network.asked == n
+    again, residual = phi.inverse(phi(pairs.points()))
+    assert float(residual.max()) < 1e-3
+    assert_close(again, pairs.points(), 1e-4)
