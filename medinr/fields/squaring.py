@@ -29,6 +29,17 @@ def warp(volume: Tensor, u: Tensor) -> Tensor:
     return moved
 
 
+def warp_labels(labels: Tensor, u: Tensor) -> Tensor:
+    """Labels [X, Y, Z] at v + u(v), u [3, X, Y, Z]: the one with the largest trilinear weight.
+
+    On a coarse grid the nearest voxel would not see a motion of less than half a voxel.
+    """
+    names = labels.unique()
+    weights = warp((labels == names.view(-1, 1, 1, 1)).to(u)[None], u[None])[0]
+    moved: Tensor = names[weights.argmax(0)]
+    return moved
+
+
 def inside(u: Tensor) -> Tensor:
     """Whether v + u(v) lies on the grid, up to the outer edges of its voxels: bool [B, X, Y, Z]."""
     shape = u.shape[2:]

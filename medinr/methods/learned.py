@@ -13,7 +13,7 @@ from medinr.data.working import on_grid, working_grid
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.fields.gridded import GridTransform
-from medinr.fields.squaring import grid_jet, inside, voxel_grid, warp
+from medinr.fields.squaring import grid_jet, inside, warp, warp_labels
 from medinr.fields.unet import PairNetwork
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
@@ -21,7 +21,6 @@ from medinr.methods.levels import robust_windows, windowed
 from medinr.methods.module import PRECISIONS, Group, RegistrationModule
 from medinr.precision import full
 from medinr.results import Evaluation
-from medinr.sampling import nearest
 from medinr.space import REFERENCE_LENGTH_MM, Domain
 from medinr.types import Scalar
 
@@ -195,8 +194,7 @@ class LearnedRegistration(RegistrationModule):
             found["val/folding_percent"] = 100 * (det <= 0).float().mean()
             if "fixed_labels" in batch:
                 fixed, moving = batch["fixed_labels"][k], batch["moving_labels"][k]
-                at = (voxel_grid(fixed.shape, each) + each).movedim(0, -1)
-                for name, labels in (("val/dice", nearest(moving, at)), ("val/dice_initial", moving)):
+                for name, labels in (("val/dice", warp_labels(moving, each)), ("val/dice_initial", moving)):
                     scores = metrics.dice(labels.cpu(), fixed.cpu())
                     found[name] = torch.tensor(sum(scores.values()) / max(len(scores), 1))
         self.log_dict(found, batch_size=1, sync_dist=True)

@@ -17,6 +17,7 @@ from medinr.fields.squaring import (
     scaling_and_squaring,
     voxel_grid,
     warp,
+    warp_labels,
 )
 from medinr.losses import Bending, Diffusion, Jacobian
 from medinr.space import Domain, transform_points
@@ -65,6 +66,19 @@ def test_warp_shifts_and_knows_what_is_inside() -> None:
     expected = torch.zeros(SHAPE, dtype=torch.bool)
     expected[:-2, :, 1:] = True
     assert torch.equal(inside(u)[0], expected)
+
+
+def test_labels_move_with_less_than_a_voxel() -> None:
+    """The larger share of a voxel wins: a wall at 0.6 of a voxel moves where the wall between two voxels would."""
+    labels = torch.zeros(SHAPE, dtype=torch.int32)
+    labels[8:] = 7
+    u = torch.zeros(3, *SHAPE)
+    u[0] = 0.6
+    moved = warp_labels(labels, u)
+    assert torch.equal(moved[:-1], labels[1:]) and moved.dtype == labels.dtype
+    assert torch.equal(warp_labels(labels, u - u), labels)
+    u[0] = 0.4
+    assert torch.equal(warp_labels(labels, u), labels)
 
 
 @pytest.mark.parametrize("shape", [(16, 12, 8), (13, 10, 7)])
