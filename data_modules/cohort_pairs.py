@@ -18,8 +18,8 @@ from medinr.data.base import step_loader
 from medinr.data.pair import Pair
 from medinr.data.working import labels_on_grid, on_grid, working_grid
 from medinr.errors import UserError
-from medinr.io import existing_file, read_image, read_labels
-from medinr.space import Domain
+from medinr.io import existing_file, read_image, read_labels, read_mask
+from medinr.space import Domain, Image
 from medinr.types import Matrix
 
 SPLITS = ("train", "val", "test")
@@ -35,6 +35,7 @@ class Subject:
         split: train, val or test.
         image, labels: files.
         start: from the cohort's common space to the scan's world, RAS mm.
+        mask: file; what is outside becomes 0 (a brain without its skull).
     """
 
     name: str
@@ -43,6 +44,15 @@ class Subject:
     image: Path
     labels: Path | None = None
     start: Matrix = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+    mask: Path | None = None
+
+
+def read_scan(subject: Subject) -> Image:
+    """The image of a subject, 0 outside its mask if it has one."""
+    image = read_image(existing_file(subject.image))
+    if subject.mask is None:
+        return image
+    return Image(image.data * read_mask(subject.mask, image.domain), image.domain, image.source)
 
 
 class ReadSubject(Transform):
@@ -52,7 +62,7 @@ class ReadSubject(Transform):
         self.grid, self.window = grid, window
 
     def __call__(self, subject: Subject) -> dict[str, Tensor]:
-        image = read_image(subject.image)
+        image = read_scan(subject)
         volume = on_grid(image, self.grid, subject.start)
         low, high = torch.quantile(image.data.flatten()[::7], torch.tensor(self.window) / 100)
         found = {"image": ((volume - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)}
@@ -158,9 +168,9 @@ class CohortPairs(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Check that the files are there; nothing is loaded."""
         for subject in self.checked:
-            existing_file(subject.image)
-            if subject.labels is not None:
-                existing_file(subject.labels)
+            for file in (subject.image, subject.labels, subject.mask):
+                if file is not None:
+                    existing_file(file)
 
     def prepared(self, split: str) -> Any:
         """The scans of a split on the common grid, read once."""
@@ -209,7 +219,7 @@ class CohortPairs(lightning.LightningDataModule):
 
 def pair_between(fixed: Subject, moving: Subject) -> Pair:
     """Two scans as a `Pair`, as they are on disk."""
-    images = [read_image(existing_file(s.image)) for s in (fixed, moving)]
+    images = [read_scan(s) for s in (fixed, moving)]
     labels = {
         f"{side}_labels": read_labels(s.labels, image.domain)
         for side, s, image in zip(("fixed", "moving"), (fixed, moving), images, strict=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data_modules.cohort_pairs import CohortPairs, Subject
+from data_modules.mouse import MouseBrains
 from data_modules.slabs import REPEATS, TEST, VAL, AdultSlabs
 from medinr import io
 from medinr.errors import UserError
@@ -95,6 +96,40 @@ class Torn(Moved):
 
     def subjects(self) -> list[Subject]:
         return [Subject(f"s{k}", "same", split, Path("a"), None) for k, split in enumerate(("train", "test"))]
+
+
+def test_mouse_brains_are_aligned_once_and_lose_their_skulls(folder: Path, tmp_path: Path) -> None:
+    """Ellipsoids 4 mm apart, each in a bright block outside its mask; the maps are found, written, and read again."""
+    root, starts = tmp_path / "mice", tmp_path / "starts"
+    source = io.read_image(folder / "sub-01_T1w.nii.gz")
+    for k in range(6):
+        affine = source.domain.voxel_to_world.clone()
+        affine[0, 3] += 4.0 * (k % 2)
+        domain = Domain.of(source.domain.shape, affine)
+        inside = source.data[0] > 0
+        image = torch.where(inside, source.data[0], torch.tensor(5000.0))
+        for name, values in (("template", image), ("mask", inside.short()), ("label", inside.short())):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            io.write_image(root / name / f"brain_{k}.nii.gz", values, domain)
+        if k > 1:  # known already; only the second one is searched for
+            starts.mkdir(exist_ok=True)
+            text = f"1 0 0 {4 * (k % 2)}\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
+            (starts / f"mouse-1_to_mouse-{k + 1}.txt").write_text(text, encoding="utf-8")
+    parts = {"train": [1, 2], "val": [3, 4], "test": [5, 6]}
+    data = MouseBrains(str(root), str(starts), **parts, spacing=[2.0, 2.0, 2.0])
+    assert [len(data.of(split)) for split in parts] == [2, 2, 2]
+    assert data.of("train")[1].start[:3, 3].tolist() == pytest.approx([4.0, 0.0, 0.0], abs=1.0)
+    batch = next(iter(data.val_dataloader()))
+    assert 0.9 < batch["fixed"].max() <= 1 and batch["fixed"][0, 0, 0, 0, 0] == 0
+    written = {f.name: f.stat().st_mtime_ns for f in starts.iterdir()}
+    assert len(written) == 5
+    again = MouseBrains(str(root), str(starts), **parts).of("train")[1].start
+    assert torch.allclose(again, data.of("train")[1].start, atol=1e-6)
+    assert {f.name: f.stat().st_mtime_ns for f in starts.iterdir()} == written
+    pair = data.test_pair(0)
+    assert pair.fixed.data.max() < 2000, "the block outside the mask is gone"
+    with pytest.raises(UserError, match=r"data.test: expected numbers from 1 to 6, found 9"):
+        MouseBrains(str(root), str(starts), test=[5, 9]).prepare_data()
 
 
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
