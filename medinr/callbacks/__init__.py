@@ -6,11 +6,13 @@ from medinr.callbacks.interrupt import BestState, StopOnInterrupt
 from medinr.callbacks.logs import KeepFiles, MetricsFile
 from medinr.callbacks.progress import Costs, RunProgress
 from medinr.callbacks.results import Preview, ResultWriter
+from medinr.callbacks.stages import EndStages
 
 __all__ = [
     "BestState",
     "ConfigInCheckpoint",
     "Costs",
+    "EndStages",
     "FoldingBound",
     "KeepFiles",
     "LastCheckpoint",

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from medinr import io
-from medinr.callbacks import BestState, RunProgress, StopOnInterrupt
+from medinr.callbacks import BestState, EndStages, RunProgress, StopOnInterrupt
 from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_stay, check_writable
 from medinr.commands.pairs import check_overlap, make_pair
 from medinr.commands.presets import (
@@ -172,7 +172,7 @@ def register(
             )
         method.begin_at(residual, pair.domain)
     steps = PRESETS[preset].total_steps(similarity)
-    step = fit(method, pair, steps, device, progress, keep_interrupted)
+    step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
     evaluation = evaluate(method.transform(), pair, exact)
     clock.append(time.perf_counter())
@@ -184,14 +184,14 @@ def register(
         settings |= {k: str(v) if isinstance(v, str | Path) else "given" for k, v in masks.items() if v is not None}
         settings["method"] = type(method).__name__
         record: dict[str, Any] = {"seed": seed, "preset": preset, "similarity": similarity, "init": init}
-        record |= {"interrupted": step < steps, "step": step}
+        record |= {"interrupted": interrupted, "step": step}
         extra = {**record, **{f"seconds/{k}": round(v, 2) for k, v in seconds.items()}}
-        if step < steps:
+        if interrupted:
             said.append(f"The fit was interrupted: this is the best state until then, of step {step} of {steps}.")
         files = write_results(
             Path(out), method, pair, evaluation, inverse, extra, write, report, settings=settings | extra, warnings=said
         )
-    return Result(method.transform(), evaluation, method, pair, seconds, files, step < steps, step)
+    return Result(method.transform(), evaluation, method, pair, seconds, files, interrupted, step)
 
 
 def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -218,17 +218,21 @@ def fit(
     device: str = "auto",
     progress: bool = False,
     keep_interrupted: bool = False,
-) -> int:
+) -> tuple[int, bool]:
     """Fit a method to a pair with Lightning's loop; leaves it on the CPU, in evaluation mode.
 
+    Stages on whole grids end when they have converged (`EndStages`).
+
     Returns:
-        The step that the weights are of: ``steps``, or less where Ctrl-C came and ``keep_interrupted`` is set.
+        The step that the weights are of, and whether Ctrl-C ended the fit before its time (``keep_interrupted``).
 
     Raises:
         KeyboardInterrupt: Ctrl-C, or the second one with ``keep_interrupted``.
     """
     best, stop = BestState(), StopOnInterrupt()
     callbacks: list[Callback] = [RunProgress()] if progress else []
+    if isinstance(method, RefinedRegistration):
+        callbacks.append(EndStages())
     if keep_interrupted:
         callbacks += [best, stop]
     with quiet(), stop if keep_interrupted else nullcontext():
@@ -251,8 +255,10 @@ def fit(
         except SystemExit:  # Lightning ends the process on Ctrl-C with code 1, and ignores Ctrl-C from then on
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from None
-    step = steps
-    if stop.interrupted and trainer.global_step < steps:
+    step = trainer.global_step
+    end = method.schedule()[-1] if isinstance(method, RefinedRegistration) else steps
+    interrupted = stop.interrupted and step < end
+    if interrupted:
         step = best.restore(trainer, method)
         print(
             f"medinr: interrupted at step {trainer.global_step} of {steps}: the best state so far, of step {step}, is "
@@ -260,4 +266,4 @@ def fit(
             file=sys.stderr,
         )
     method.cpu().eval()
-    return step
+    return step, interrupted

@@ -133,6 +133,7 @@ class RefinedRegistration(RegistrationMethod):
         self.network: list[Field] = [] if field is None else [field]
         self.lattices: list[CubicLattice] = [lattice]
         self._grid: tuple[int, Grid, Tensor] | None = None
+        self.ended: dict[int, int] = {}
 
     def attach(self, pair: Pair) -> None:
         super().attach(pair)
@@ -158,7 +159,16 @@ class RefinedRegistration(RegistrationMethod):
         total, own = self.total_steps, self.refinement.steps
         scale = 1.0 if self.network and total >= sum(own) else total / sum(own)
         ends = [total - round(scale * sum(own[i:])) for i in range(len(own))]
-        return [*ends, total]
+        starts = [*ends, total]
+        for stage, step in self.ended.items():
+            spared = starts[stage + 1] - step
+            starts = [s - spared if i > stage else s for i, s in enumerate(starts)]
+        return starts
+
+    def end_stage(self) -> None:
+        """Make the present step the last of its stage: those after it come so much earlier, and so does the end."""
+        if self.stage is not None:
+            self.ended[self.stage] = self.trainer.global_step + 1
 
     @property
     def stage(self) -> int | None:
@@ -260,7 +270,7 @@ class RefinedRegistration(RegistrationMethod):
 
         def of_level(level: int) -> Rate:
             def rate(step: int) -> float:
-                for stage, (first, last) in enumerate(itertools.pairwise(starts)):
+                for stage, (first, last) in enumerate(itertools.pairwise(self.schedule())):
                     if first <= step < last and level in r.levels(stage, 0):
                         rise, share = min(1.0, (step - first + 1) / 5), (step - first) / (last - first)
                         wave = 0.55 + 0.45 * math.cos(math.pi * share)
