@@ -9,7 +9,7 @@ from medinr.losses import LocalNCC
 from medinr.methods import RefinedRegistration, Refinement
 from tests.medinr import pairs
 
-STEPS = (50, 50)
+STEPS = (60, 60)
 
 
 def test_converged() -> None:
@@ -28,7 +28,7 @@ def test_converged() -> None:
 
 def fitted(steps: tuple[int, int] = STEPS) -> tuple[RefinedRegistration, int, float]:
     torch.manual_seed(0)
-    method = RefinedRegistration(None, Refinement((6.0, 3.0), steps), LocalNCC())
+    method = RefinedRegistration(None, Refinement((4.0, 2.0), steps), LocalNCC())
     pair = pairs.pair()
     step, interrupted = fit(method, pair, sum(steps), "cpu")
     assert not interrupted
