@@ -107,7 +107,18 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         except (Exception, pytest.fail.Exception) as error:
             raise AssertionError(f"{block}\n{capsys.readouterr().err}") from error
     made = {p.name for p in set(folder.iterdir()) - before}
-    said = {"result", "masked", "excluded", "measured", "carried", "carried_back", "runs", "results", "other_alpha"}
+    said = {
+        "result",
+        "masked",
+        "excluded",
+        "measured",
+        "carried",
+        "carried_back",
+        "runs",
+        "results",
+        "other_alpha",
+        "tables",
+    }
     assert made == {*said, "mine.ckpt", "mlp_and_lattice.yaml"}, "each call writes where it says"
     [sum_run] = Path("runs/mlp_and_lattice").iterdir()
     field = yaml.safe_load((sum_run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]["field"]

@@ -6,9 +6,10 @@ from typing import Literal
 from medinr.fields import SIREN
 from medinr.losses import MINDSSC, MSE, NCC, NMI, Barrier, LocalNCC, Similarity
 from medinr.methods import PairRegistration, RefinedRegistration, Refinement, RegistrationMethod
+from medinr.space import Domain
 
-SimilarityName = Literal["lncc", "ncc", "mse", "multimodal", "nmi"]
-PresetName = Literal["fast", "accurate"]
+SimilarityName = Literal["lncc", "ncc", "mse", "multimodal", "nmi", "mind"]
+PresetName = Literal["fast", "accurate", "multimodal"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Preset:
     Attributes:
         hidden, points, steps: of the network on random points.
         refinement: of a control lattice on whole grids, which takes the network's place where the similarity allows.
+        similarity: what is compared where nothing else is asked for.
     """
 
     hidden: tuple[int, ...]
     points: int
     steps: int
     refinement: Refinement | None = None
+    similarity: SimilarityName = "lncc"
 
     def refines(self, similarity: str) -> bool:
         """Whether the lattice registers: its whole grids are compared by local NCC alone."""
@@ -39,6 +42,7 @@ ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 20, 10))),
     "accurate": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60))),
+    "multimodal": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60)), "multimodal"),
 }
 SIMILARITIES: dict[str, type[Similarity]] = {
     "lncc": LocalNCC,
@@ -46,38 +50,53 @@ SIMILARITIES: dict[str, type[Similarity]] = {
     "mse": MSE,
     "multimodal": MINDSSC,
     "nmi": NMI,
+    "mind": MINDSSC,
 }
-ACROSS_CONTRASTS = ("multimodal", "nmi")
+ACROSS_CONTRASTS = ("multimodal", "nmi", "mind")
 """Similarities that do not ask for like intensities; the start then does not either."""
 
 
 def recommended(
-    preset: PresetName = "accurate", similarity: SimilarityName = "lncc", landmark_weight: float = 0.0
+    preset: PresetName = "accurate",
+    similarity: SimilarityName | None = None,
+    landmark_weight: float = 0.0,
+    domain: Domain | None = None,
 ) -> RegistrationMethod:
-    """The method that `register` fits.
+    """The method that `register` fits; ``similarity``: None takes the preset's.
 
     With local NCC: control lattices refined on whole grids, as in experiments/lattice_dirlab.yaml; squared, so that
     inverted contrast is as good, for ``multimodal``. Else a SIREN that starts at the identity, on random points with
     a pyramid of 8, 4, 2 and 0 mm, warm-up and cosine, and a folding barrier; experiments/idir_dirlab_best.yaml is the
-    same with local NCC on extrapolated patches.
+    same with local NCC on extrapolated patches. The lattices' lengths are in voxels; those of the network shrink with
+    the ``domain`` where that is smaller than a trunk (`scale_of`).
     """
     sizes = PRESETS[preset]
+    similarity = similarity or sizes.similarity
     if sizes.refinement is not None and sizes.refines(similarity):
         refinement = sizes.refinement
         if similarity == "multimodal":
             refinement = refinement.unsigned()
         return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight)
-    return network(sizes, SIMILARITIES[similarity](), landmark_weight)
+    scale = scale_of(domain)
+    found = MINDSSC(step_mm=3.0 * scale) if SIMILARITIES[similarity] is MINDSSC else SIMILARITIES[similarity]()
+    return network(sizes, found, landmark_weight, scale)
 
 
-def network(sizes: Preset, similarity: Similarity, landmark_weight: float = 0.0) -> PairRegistration:
-    """A SIREN on random points."""
+def scale_of(domain: Domain | None) -> float:
+    """The longest side in units of 256 mm, at most 1: a mouse's brain has no structure of 8 mm to begin with."""
+    return 1.0 if domain is None else min(1.0, domain.unit_mm / 128)
+
+
+def network(
+    sizes: Preset, similarity: Similarity, landmark_weight: float = 0.0, scale: float = 1.0
+) -> PairRegistration:
+    """A SIREN on random points; ``scale`` multiplies the lengths of its pyramid."""
     return PairRegistration(
         SIREN(hidden=sizes.hidden, omega=30.0, first_omega=15.0),
         similarity,
         {"barrier": Barrier(10.0)},
         points=sizes.points,
-        pyramid_mm=(8.0, 4.0, 2.0, 0.0),
+        pyramid_mm=(8.0 * scale, 4.0 * scale, 2.0 * scale, 0.0),
         lr=3e-4,
         warmup=0.05,
         cosine=True,

@@ -87,7 +87,7 @@ def register(
     fixed_exclude: Any = None,
     moving_exclude: Any = None,
     multichannel: bool = False,
-    similarity: SimilarityName = "lncc",
+    similarity: SimilarityName | None = None,
     preset: PresetName = "accurate",
     init: str = "affine",
     seed: int = 0,
@@ -115,9 +115,9 @@ def register(
             correlate at all.
         fixed_exclude, moving_exclude: masks of regions that are not compared (a lesion); the map stays smooth there.
         multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
-        similarity: ``lncc`` (local NCC), ``ncc`` or ``mse``; ``multimodal`` (squared local NCC) or ``nmi`` for images
-            of different contrast.
-        preset: ``fast`` or ``accurate``.
+        similarity: ``lncc`` (local NCC), ``ncc`` or ``mse``; ``multimodal`` (squared local NCC), ``nmi`` or ``mind``
+            (MIND-SSC) for images of different contrast. Default: the preset's.
+        preset: ``fast``, ``accurate``, or ``multimodal``: as accurate, with the similarity of that name.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
             is not linear in it is where the lattice starts.
@@ -137,8 +137,9 @@ def register(
         KeyboardInterrupt: Ctrl-C, or with ``keep_interrupted`` the second one; nothing is written then.
     """
     for name, value, known in (("preset", preset, PRESETS), ("similarity", similarity, SIMILARITIES)):
-        if value not in known:
+        if value is not None and value not in known:
             raise UserError(f"{name}: expected one of {', '.join(known)}, got {value}")
+    similarity = similarity or PRESETS[preset].similarity
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed: expected a whole number from 0 to 4294967295, got {seed}")
     if init not in STARTS and not Path(init).exists():
@@ -163,7 +164,7 @@ def register(
         pair = replace(pair, start=matrix)
         check_overlap(pair)
     clock.append(time.perf_counter())
-    method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight)
+    method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight, pair.domain)
     if residual is not None:
         if not isinstance(method, RefinedRegistration):
             raise UserError(

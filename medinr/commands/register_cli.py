@@ -30,8 +30,10 @@ def register_parser() -> Any:
     parser.add_argument("--out", type=str, required=True, help="folder for the results")
 
     fit = parser.add_argument_group("how it is fitted")
-    fit.add_argument("--preset", choices=list(PRESETS), default="accurate", help="length of the fit")
-    fit.add_argument("--similarity", choices=list(SIMILARITIES), default="lncc", help="what is compared")
+    fit.add_argument(
+        "--preset", choices=list(PRESETS), default="accurate", help="length of the fit, and what is compared"
+    )
+    fit.add_argument("--similarity", choices=list(SIMILARITIES), help="what is compared (default: the preset's; lncc)")
     fit.add_argument("--init", type=str, default="affine", help="none, rigid, affine, or a transform's file")
     fit.add_argument("--seed", type=int, default=0, help="of weights and points")
     fit.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")

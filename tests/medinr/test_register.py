@@ -315,7 +315,7 @@ MISTAKES = {
     "points space": (f"{FILES} --out x --points-space mm", "choose from 'ras', 'lps', 'voxel'"),
     "option": (f"{FILES} --out x --presett fast", "--presett: no such option"),
     "preset": (f"{FILES} --out x --preset slow", "choose from 'fast', 'accurate'"),
-    "similarity": (f"{FILES} --out x --similarity mi", "choose from 'lncc', 'ncc', 'mse', 'multimodal', 'nmi'"),
+    "similarity": (f"{FILES} --out x --similarity mi", "choose from 'lncc', 'ncc', 'mse', 'multimodal', 'nmi', 'mind'"),
     "init": (f"{FILES} --out x --init afine", "--init: expected none, rigid, affine or a file"),
     "init file": (f"{FILES} --out x --init fixed.csv", "expected a text file with a 4 x 4 matrix"),
     "seed": (f"{FILES} --out x --seed -1", "--seed: expected a whole number"),
