@@ -210,8 +210,9 @@ def check_fits(path: Path, checkpoint: Mapping[str, Any], model: torch.nn.Module
             f"{path}: it was written by another model than the configuration's: expected {type(model).__name__}, found "
             f"{method or 'none'}; use the config.yaml of its own run"
         )
-    if hasattr(model, "restore"):  # a lattice has as many weights as its image needs
-        model.restore(checkpoint["medinr"])
+    restore = getattr(model, "restore", None)
+    if callable(restore):  # a lattice has as many weights as its image needs
+        restore(checkpoint["medinr"])
     there = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
     here = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     for name in sorted(set(there) | set(here)):
