@@ -113,6 +113,8 @@ OURS = {
         }
     ),
     "cidir": Tool({"reduced": Setting(("--lr", "1e-4"), {}, "the paper")}),
+    "ccidir": Tool({"reduced": Setting(("--lr", "1e-4"), {}, "the paper")}),
+    "sinr": Tool({"reduced": Setting(("--lr", "3e-4", "--steps", "300"), {}, "fewer, larger steps: each costs four")}),
 }
 TOOLS = RIVALS | OURS
 

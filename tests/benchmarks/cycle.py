@@ -30,12 +30,11 @@ from scipy.stats import binomtest, spearmanr
 from medinr import io
 from medinr.commands.register import fit
 from medinr.data.pair import Pair
-from medinr.fields import SIREN, CycleTransform
-from medinr.losses import NCC, SymmetricJacobian
-from medinr.methods import CycleConsistentRegistration, PairRegistration, RegistrationModule
+from medinr.fields import CycleTransform
+from medinr.methods import RegistrationModule
 from medinr.metrics import tre
 from medinr.space import Domain, Image
-from tests.benchmarks.comparison_inr import HIDDEN, STEPS, idir, read_pair
+from tests.benchmarks.comparison_inr import STEPS, ccidir, idir, read_pair
 
 ROWS = Path(__file__).parent / "cycle.jsonl"
 TUNING = (1, 2)
@@ -73,20 +72,7 @@ def make(kind: str, pair: Pair, provoked: bool) -> RegistrationModule:
     lr = 1e-3 if provoked else 1e-4
     if kind == "single":
         return idir(pair, lr, POINTS)
-    values = [i.data for i in (pair.fixed, pair.moving)]
-    method = PairRegistration(
-        SIREN(hidden=HIDDEN, omega=32.0, zero_output=False),
-        NCC(),
-        {"symmetric_jacobian": SymmetricJacobian(0.05, published=True)},
-        points=POINTS,
-        pyramid_mm=(0.0,),
-        lr=lr,
-        overlap_weight=0.0,
-        window=(float(min(v.amin() for v in values)), float(max(v.amax() for v in values))),
-        jitter=False,
-        scale="per-axis",
-    )
-    return CycleConsistentRegistration(method, weight=1e-3, unit="voxel", inference="second-order")
+    return ccidir(pair, lr, POINTS)
 
 
 def run(work: Path, case: int, kind: str, setting: str, seed: int, steps: int) -> Row:
