@@ -2,9 +2,22 @@
 
 from data_modules.checks import check_root
 from data_modules.dirlab import DIRLab
+from data_modules.dirlab_sequence import DIRLabSequence
 from data_modules.fourdct import FourDCT
+from data_modules.fourdct_sequence import FourDCTSequence
+from data_modules.longitudinal import LongitudinalSequence
 from data_modules.mouse import MouseBrains
 from data_modules.pair import PairDataModule
 from data_modules.slabs import AdultSlabs
 
-__all__ = ["AdultSlabs", "DIRLab", "FourDCT", "MouseBrains", "PairDataModule", "check_root"]
+__all__ = [
+    "AdultSlabs",
+    "DIRLab",
+    "DIRLabSequence",
+    "FourDCT",
+    "FourDCTSequence",
+    "LongitudinalSequence",
+    "MouseBrains",
+    "PairDataModule",
+    "check_root",
+]

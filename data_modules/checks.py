@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_modules.dirlab import DIRLab, dirlab_cases_in
-from data_modules.fourdct import PHASE_PATTERN, FourDCT, phases_in
+from data_modules.fourdct import FourDCT, phases_in
 from medinr.data.base import MedINRDataModule
+from medinr.data.layouts import PHASE_PATTERNS
 from medinr.data.report import pair_summary
 from medinr.errors import RegistrationWarning, UserError
-
-PHASE_PATTERNS = (PHASE_PATTERN, "*_T{phase:02d}.nii", "{phase:02d}-P.mhd", "*_T{phase:02d}.mha", "*_T{phase:02d}.mhd")
 
 
 def check_root(path: str | Path) -> list[str]:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from medinr.data.base import MedINRDataModule
+from medinr.data.layouts import PHASE_PATTERN
 from medinr.data.transforms import LungMaskd, ReadImaged, ReadOnGridd, ReadPointsd
 from medinr.errors import UserError
 from medinr.io import PointsSpace, existing_file
-
-PHASE_PATTERN = "*_T{phase:02d}.nii.gz"
 
 
 class FourDCT(MedINRDataModule):

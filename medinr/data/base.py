@@ -114,18 +114,20 @@ class MedINRDataModule(lightning.LightningDataModule):
 
     def _load(self) -> Pair:
         item = self.item()
+        return self.finish(pair_of(self.prepared(item), str(item["name"])))
+
+    def prepared(self, item: dict[str, Any]) -> Any:
+        """An item through the pipeline, or from the cache."""
         transforms = Compose(self.pipeline(), log_stats=False)
         try:
             if self.cache_dir is None:
-                sample = CacheDataset([item], transforms, num_workers=None, progress=False, copy_cache=False)[0]
-            else:
-                # The name of the cached file must change with the files and with every setting of the pipeline.
-                item["fingerprint"] = fingerprint(item, self.pipeline())
-                Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
-                sample = PersistentDataset([item], transforms, cache_dir=self.cache_dir)[0]
+                return CacheDataset([item], transforms, num_workers=None, progress=False, copy_cache=False)[0]
+            # The name of the cached file must change with the files and with every setting of the pipeline.
+            item = {**item, "fingerprint": fingerprint(item, self.pipeline())}
+            Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
+            return PersistentDataset([item], transforms, cache_dir=self.cache_dir)[0]
         except RuntimeError as error:
             raise _users_mistake(error) or error from None
-        return self.finish(pair_of(sample, str(item["name"])))
 
     # ------------------------------------------------------------------------------------------------- loaders
 

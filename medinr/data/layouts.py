@@ -42,6 +42,33 @@ DIRLAB_SUFFIXES: tuple[str, ...] = ("_s", "-ssm", "")
 
 GEOMETRY_FILE = "geometry.json"
 
+# ---------------------------------------------------------------------------------------------- 4D-CT series
+
+PHASE_PATTERN = "*_T{phase:02d}.nii.gz"
+PHASE_PATTERNS = (PHASE_PATTERN, "*_T{phase:02d}.nii", "{phase:02d}-P.mhd", "*_T{phase:02d}.mha", "*_T{phase:02d}.mhd")
+"""Names of one image per breathing phase; the third is that of the POPI model at full resolution."""
+
+PHASE_POINT_PATTERNS = (
+    "*_T{phase:02d}.csv",
+    "*_T{phase:02d}.txt",
+    "*_T{phase:02d}.fcsv",
+    "*_T{phase:02d}.mrk.json",
+    "{phase:02d}-Landmarks.pts",
+)
+"""Names of one table of landmarks per breathing phase."""
+
+PHASE_PERIOD = 100.0
+"""Phases are percent of the breathing cycle."""
+
+POPI_REGIONS = "{phase:02d}-air-lungs-body.mhd"
+"""Masks of the POPI model: 0 lung, 1 air, 2 the rest."""
+POPI_LUNG = 0
+POPI_LANDMARKS = 40
+"""Rows of ``XX-Landmarks.pts``; a 41st, where there is one, is an artefact of the software that wrote it."""
+
+GATED = r"(?i)gated\D{0,3}(\d{1,3})(?:\.\d+)?\s*%?"
+"""The phase in a DICOM series description, as ``4DFBCT, Gated, 20%A`` of TCIA 4D-Lung."""
+
 
 @dataclass(frozen=True)
 class DIRLabCase:

@@ -1,7 +1,7 @@
 """Files in and out. LPS, suffixes and headers end here; above, all is RAS mm on a :class:`medinr.space.Domain`."""
 
 from medinr.io.channels import as_channels, read_channels, stack_channels
-from medinr.io.dicom import is_dicom
+from medinr.io.dicom import is_dicom, series_under
 from medinr.io.exports import FORMATS, check_formats, write_transforms
 from medinr.io.files import atomic_path, existing_file, existing_source, staged_folder, write_text
 from medinr.io.images import ImageLike, as_image, read_domain, read_image, read_labels, read_mask, write_image
@@ -42,6 +42,7 @@ __all__ = [
     "read_start",
     "replace_listing",
     "residual_displacement",
+    "series_under",
     "sidecar_path",
     "stack_channels",
     "staged_folder",

@@ -19,6 +19,7 @@ from medinr.space import Domain
 SUFFIXES = (".dcm", ".dicom", ".ima")
 SERIES_UID = "0020|000e"
 DESCRIPTION = "0008|103e"
+MODALITY = "0008|0060"
 UNEVEN = 0.05
 """Distances between slices may differ by this share of their median: headers round positions."""
 TILT_MM = 0.2
@@ -79,6 +80,29 @@ def read_series(path: Path) -> tuple[NDArray[np.float32], Domain]:
     return values.T, domain
 
 
+def series_under(root: Path) -> list[tuple[str, Path]]:
+    """All image series in a folder and the folders below it: description, and the first slice, which names the series.
+
+    What is no image (structures, doses, plans) is passed over.
+    """
+    sitk = import_sitk(str(root))
+    found = []
+    with silent(sitk):
+        for folder in (root, *sorted(p for p in root.rglob("*") if p.is_dir())):
+            if not any(f.is_file() and is_dicom(f) for f in folder.iterdir()):
+                continue
+            for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+                name = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)[0]
+                try:
+                    header = _header(sitk, name)
+                except UserError:
+                    continue
+                if header.HasMetaDataKey(MODALITY) and header.GetMetaData(MODALITY).strip().startswith("RT"):
+                    continue
+                found.append((_description(header), Path(name)))
+    return found
+
+
 def series_slices(sitk: ModuleType, path: Path) -> list[Slice]:
     """The slices of the series that ``path`` (folder, or one of its files) means, sorted along their normal."""
     folder = path if path.is_dir() else path.parent
@@ -103,14 +127,17 @@ def series_slices(sitk: ModuleType, path: Path) -> list[Slice]:
 def _several(sitk: ModuleType, path: Path, files: dict[str, tuple[str, ...]]) -> str:
     shown = []
     for names in list(files.values())[:12]:
-        header = _header(sitk, names[0])
-        told = header.GetMetaData(DESCRIPTION).strip() if header.HasMetaDataKey(DESCRIPTION) else ""
+        told = _description(_header(sitk, names[0]))
         shown.append(f"{told or 'no description'} ({len(names)} slices, {Path(names[0]).name} ...)")
     more = ", ..." if len(files) > len(shown) else ""
     return (
         f"{path}: expected one DICOM series, found {len(files)}: {', '.join(shown)}{more}; "
         "name one slice of the series that is meant instead of the folder"
     )
+
+
+def _description(header: Any) -> str:
+    return str(header.GetMetaData(DESCRIPTION)).strip() if header.HasMetaDataKey(DESCRIPTION) else ""
 
 
 def _tell_of_the_rest(folder: Path, files: dict[str, tuple[str, ...]]) -> None:
