@@ -2,12 +2,15 @@
 
 from medinr.fields.base import Field, computed_once
 from medinr.fields.cycle import CycleTransform, Inference
+from medinr.fields.flow import Flow
+from medinr.fields.fourier import FourierSIREN
 from medinr.fields.lattice import CubicLattice
 from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
 from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.tangent import TangentField
+from medinr.fields.times import LinearTime, PhaseTime, SurrogateTime, TimedVelocity, TimeEncoding
 from medinr.fields.transform import Transform
 
 __all__ = [
@@ -19,12 +22,19 @@ __all__ = [
     "CycleTransform",
     "DisplacementMap",
     "Field",
+    "Flow",
     "FourierMLP",
+    "FourierSIREN",
     "HarmonizedSIREN",
     "Inference",
+    "LinearTime",
     "Map",
+    "PhaseTime",
     "Sum",
+    "SurrogateTime",
     "TangentField",
+    "TimeEncoding",
+    "TimedVelocity",
     "Transform",
     "as_map",
     "computed_once",

@@ -14,6 +14,7 @@ from medinr.losses.regularizers import (
     TotalVariation,
 )
 from medinr.losses.similarities import MSE, NCC, LocalNCC, Similarity
+from medinr.losses.temporal import TemporalSmoothness
 from medinr.losses.volumes import ForwardDiffusion
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "Regularizer",
     "Similarity",
     "SymmetricJacobian",
+    "TemporalSmoothness",
     "TotalVariation",
 ]
