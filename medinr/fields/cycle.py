@@ -25,7 +25,10 @@ class CycleTransform(Transform):
     - ``first-order``: B^-1(p) = y + v, v = J_B(y)^-1 d;
     - ``second-order``: y + v - J_B^-1 H_B[v, v] / 2. The authors' code contracts one slot of H with d in place of v,
       which is the same for J_B = I alone;
-    - ``newton``: damped Newton iterations from y, to 0.01 mm. Where none is found (B folds) the first-order one.
+    - ``newton``: damped Newton iterations from y, to 0.01 mm.
+
+    Where B takes what was found no nearer to p than y (it folds, its Jacobian is singular), v is the gap d itself: an
+    expansion there is as long as the Jacobian is near to singular, which says nothing of the images.
 
     The vector B^-1(p) - F(p) is the uncertainty; its length in mm is small where both fits found the same.
 
@@ -44,13 +47,13 @@ class CycleTransform(Transform):
 
     @torch.no_grad()
     def __call__(self, world: Points) -> Points:
-        y, inverse, _ = self._both(world)
+        y, inverse = self._both(world)
         return (y + inverse) / 2
 
     @torch.no_grad()
     def offset(self, world: Points) -> Points:
         """The uncertainty's vector B^-1(p) - F(p) at points [n, 3], mm."""
-        y, inverse, _ = self._both(world)
+        y, inverse = self._both(world)
         return inverse - y
 
     @torch.no_grad()
@@ -63,25 +66,26 @@ class CycleTransform(Transform):
 
     @torch.no_grad()
     def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
-        y, inverse, _ = self._both(world)
+        y, inverse = self._both(world)
         derivative = torch.linalg.pinv(self.back.jacobian(inverse))
         return (y + inverse) / 2, (self.ahead.jacobian(world) + derivative) / 2, inverse - y
 
-    def _both(self, world: Points) -> tuple[Points, Points, Tensor]:
-        """F(p), B^-1(p), and the residual |B(B^-1(p)) - p| of each."""
+    def _both(self, world: Points) -> tuple[Points, Points]:
+        """F(p) and B^-1(p)."""
         p = world.double().cpu()
         y = self.ahead(p)
+        d = p - self.back(y)
         if self.inference == "newton":
             inverse, residual = self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=y)
-            lost = residual > 100 * TOLERANCE_MM
-            if bool(lost.any()):
-                inverse[lost] = self._expanded(p[lost], y[lost], second=False)
-            return y, inverse, residual
-        inverse = self._expanded(p, y, second=self.inference == "second-order")
-        return y, inverse, (self.back(inverse) - p).norm(dim=1)
+        else:
+            inverse = self._expanded(y, d, second=self.inference == "second-order")
+            residual = (self.back(inverse) - p).norm(dim=1)
+        lost = ~(residual <= d.norm(dim=1))
+        inverse[lost] = y[lost] + d[lost] @ torch.linalg.inv(self.back.start[:3, :3]).T
+        return y, inverse
 
-    def _expanded(self, p: Points, y: Points, second: bool) -> Points:
-        d = (p - self.back(y))[..., None]
+    def _expanded(self, y: Points, gap: Points, second: bool) -> Points:
+        d = gap[..., None]
         j = self.back.jacobian(y)
         v = torch.linalg.solve_ex(j, d).result.nan_to_num(0, 0, 0)
         if not second:
