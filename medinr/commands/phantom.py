@@ -31,12 +31,13 @@ def main(args: list[str]) -> int:
     parser = command_parser("phantom", "Write a synthetic data set with known truth.", EXAMPLE)
     parser.add_argument(
         "layout",
-        choices=["dirlab", "tube"],
-        help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests or is moved",
+        choices=["dirlab", "tube", "longitudinal"],
+        help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests or is moved; "
+        "longitudinal: a thorax at six dates, with a tumour that shrinks and loss of weight",
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write into")
     parser.add_argument("--cases", type=str, default=None, help="dirlab: cases to write (default: 1-5)")
-    parser.add_argument("--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; tube: 96)")
+    parser.add_argument("--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; others: 96)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data")
     parser.add_argument(
         "--phases", choices=["all", "extremes"], default=None, help="dirlab: T00 to T90, or T00 and T50"
@@ -44,10 +45,10 @@ def main(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.size is not None and given.size < 16:
         raise UserError(f"--size: expected at least 16 voxels in plane, got {given.size}")
-    if given.layout == "tube":
+    if given.layout != "dirlab":
         for name in ("cases", "phases"):
             if getattr(given, name) is not None:
-                raise UserError(f"--{name}: expected with the layout dirlab only, got tube; leave it out")
+                raise UserError(f"--{name}: expected with the layout dirlab only, got {given.layout}; leave it out")
     cases = case_numbers(given.cases or "1-5")
     check_writable(given.out)
 
@@ -57,6 +58,11 @@ def main(args: list[str]) -> int:
 
         files = write_tube_phantom(Path(given.out), size=given.size, seed=given.seed)
         what, truth = f"the tubes {', '.join(KINDS)}", "in the folder truth of each (fields, parameters)"
+    elif given.layout == "longitudinal":
+        from medinr.phantoms.longitudinal import write_longitudinal_phantom
+
+        files = write_longitudinal_phantom(Path(given.out), given.size, given.seed)
+        what, truth = "a series.tsv", f"(fields, curves of the tumour) in {Path(given.out) / 'truth'}"
     else:
         from medinr.phantoms.thorax import write_dirlab_phantom
 

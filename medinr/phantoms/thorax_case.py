@@ -206,6 +206,22 @@ class ThoraxCase:
             values += self._noise(values, phase)
         return np.clip(np.rint(values), -1024, 3071).astype(np.int16)
 
+    def sample(self, points: Array) -> Volume:
+        """HU of the anatomy of T00, without noise, at world points [n, 3] (RAS mm)."""
+        canvas, contents, wall, _ = self._anatomy
+        body = self.world_to_body(points)
+        X, Y = cavity_coordinates(body[:, 0], body[:, 1], body[:, 2])
+        a, b, _ = cavity_axes(body[:, 2])
+        radius = np.hypot(X * a, Y * b) / np.maximum(np.hypot(X, Y), 1e-3)
+        share = np.clip(0.5 + (1.0 - cavity_level(X, Y)) * radius / canvas.edge, 0.0, 1.0)
+        at = np.clip((body - canvas.origin) / canvas.step, 0.0, np.array(canvas.shape) - 1.0).T
+        inner, outer = (map_coordinates(v, at, order=3, mode="mirror", prefilter=False) for v in (contents, wall))
+        return np.asarray(share * inner + (1.0 - share) * outer, dtype=np.float32)
+
+    def noise_of(self, values: Volume, scan: int) -> Volume:
+        """Noise of a scan of its own of what shows ``values`` (HU)."""
+        return self._noise(values, 1000 + scan)
+
     def _noise(self, values: Volume, phase: int) -> Volume:
         """Slightly correlated noise, stronger where the rays pass more tissue (shoulders, abdomen)."""
         rng = np.random.default_rng([self.seed, self.facts.number, 20, int(phase)])
