@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medinr import figures, io, metrics
 from medinr.data.pair import Pair
+from medinr.data.sequence import Sequence as ImageSequence
 from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense, folded
 from medinr.fields.warp import chunks, resample, resample_labels
@@ -57,6 +58,18 @@ def landmark_metrics(transform: Transform, pair: Pair) -> dict[str, float]:
         "tre/snapped_std": snapped.std(correction=0).item(),
         "tre/initial_mean": metrics.tre(fixed, target).mean().item(),
     }
+
+
+def landmarks_over_time(
+    transform_at: Callable[[float], Transform], sequence: ImageSequence
+) -> dict[float, tuple[float, float]]:
+    """Mean distance in mm of the landmarks before and after, at each time but the reference's that has them."""
+    fixed, found = sequence.points[sequence.reference], {}
+    for i, (time, points) in enumerate(zip(sequence.times, sequence.points, strict=True)):
+        if fixed is not None and points is not None and i != sequence.reference:
+            p, q = fixed.double().cpu(), points.double().cpu()
+            found[time] = (metrics.tre(p, q).mean().item(), metrics.tre(transform_at(time)(p), q).mean().item())
+    return found
 
 
 def evaluate(transform: Transform, pair: Pair, exact: bool = False) -> Evaluation:

@@ -7,6 +7,7 @@ from medinr.fields.fourier import FourierSIREN
 from medinr.fields.lattice import CubicLattice
 from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
+from medinr.fields.prior import ImagePrior
 from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.tangent import TangentField
@@ -26,6 +27,7 @@ __all__ = [
     "FourierMLP",
     "FourierSIREN",
     "HarmonizedSIREN",
+    "ImagePrior",
     "Inference",
     "LinearTime",
     "Map",

@@ -13,6 +13,7 @@ from medinr import jets
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.base import Field, computed_once, in_chunks
 from medinr.fields.maps import Composition, Map
+from medinr.fields.transform import Transform
 from medinr.jets import Jet
 from medinr.space import Domain, transform_points
 from medinr.types import Matrix, Points, Scalar
@@ -209,3 +210,24 @@ class At(Map):
 def between(flow: Flow, source: Tensor, target: Tensor) -> Map:
     """phi_t o phi_s^-1, from time s (context ``source``) to time t (context ``target``)."""
     return Composition(At(flow.backward(), source), At(flow, target))
+
+
+class FlowTransform(Transform):
+    """phi = exp(v) in the world; its inverse is the flow backwards, polished by Newton iterations.
+
+    Args:
+        flow: in the normalised coordinates of ``domain``.
+        domain: the grid that these are of.
+        context: the time or condition that the flow is read at.
+    """
+
+    def __init__(self, flow: Flow, domain: Domain, context: Tensor | None = None) -> None:
+        start = torch.eye(4, dtype=torch.float64)
+        super().__init__(flow, domain, start, context)
+        self.back = Transform(flow.backward(), domain, start, context)
+
+    @torch.no_grad()
+    def inverse(
+        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+    ) -> tuple[Points, Tensor]:
+        return super().inverse(world, iterations, tolerance_mm, self.back(world) if guess is None else guess)

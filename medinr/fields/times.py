@@ -58,10 +58,13 @@ class TimeEncoding(Configured, nn.Module):
 
 
 class PhaseTime(TimeEncoding):
-    """(cos k a, sin k a), k = 1 ... harmonics, a = 2 pi t / period: inhaling and exhaling are different points.
+    """(cos k a, sin k a) / k^2, k = 1 ... harmonics, a = 2 pi t / period: inhaling and exhaling are different points.
+
+    With n times to train on, the reference among them, (n - 1) / 2 harmonics are determined; the factor lets a fit that
+    has more of them, and begins at zero, prefer those that bend least in time.
 
     Args:
-        harmonics: how many. With n times to train on, no more than (n - 1) / 2 of them are determined.
+        harmonics: how many.
     """
 
     periodic = True
@@ -74,8 +77,8 @@ class PhaseTime(TimeEncoding):
 
     def forward(self, time: Tensor) -> Tensor:
         angle = 2 * math.pi * time / (self.period or 1.0)
-        multiples = angle * torch.arange(1, self.harmonics + 1, device=time.device)
-        return torch.cat((multiples.cos(), multiples.sin()))
+        k = torch.arange(1, self.harmonics + 1, device=time.device)
+        return torch.cat(((k * angle).cos() / k**2, (k * angle).sin() / k**2))
 
 
 class LinearTime(TimeEncoding):

@@ -1,10 +1,11 @@
 """Images and labels of one grid seen on another, chunk by chunk: no table of all points is ever made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from medinr.fields.base import Field, values_at
 from medinr.sampling import interpolate, nearest
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Matrix, Points, Volume
@@ -59,3 +60,30 @@ def resample_labels(
     for rows, world in moved_chunks(domain, displacement, start):
         out[rows] = nearest(labels, transform_points(source.world_to_voxel, world))
     return out.reshape(domain.shape)
+
+
+@torch.no_grad()
+def render(
+    field: Field,
+    domain: Domain,
+    grid: Domain,
+    windows: Sequence[Sequence[float]],
+    through: Callable[[Points], Points] | None = None,
+) -> Volume:
+    """An image that a field is, on a grid: [C, X, Y, Z].
+
+    Args:
+        field: from normalised coordinates of ``domain`` to C channels.
+        domain: whose coordinates the field takes.
+        grid: where it is wanted.
+        windows: intensities of each channel that the field's 0 and 1 stand for.
+        through: from the world of the grid to that of the field (None: the identity).
+    """
+    device = next(field.parameters()).device
+    low, high = torch.tensor(windows, dtype=torch.float32).T
+    out = torch.empty(field.out_features, grid.n_voxels)
+    for rows, world in chunks(grid, 65_536):
+        p = world if through is None else through(world)
+        x = transform_points(domain.world_to_normalised, p).float().to(device)
+        out[:, rows] = (low + (high - low) * values_at(field, x).cpu()).T
+    return out.reshape(-1, *grid.shape)

@@ -7,6 +7,7 @@ from medinr.methods.learned import LearnedRegistration
 from medinr.methods.module import RegistrationModule, load_method
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
+from medinr.methods.spatiotemporal import SpatioTemporalRegistration
 from medinr.methods.volume import VolumeRegistration
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Refinement",
     "RegistrationMethod",
     "RegistrationModule",
+    "SpatioTemporalRegistration",
     "VolumeRegistration",
     "load_method",
 ]

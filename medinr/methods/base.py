@@ -1,6 +1,5 @@
 """The base of the pairwise methods: field, similarity and penalties on random points, coarse to fine."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from medinr.fields import Field, Transform, as_map
 from medinr.losses import OwnCoordinates, Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
 from medinr.methods.mixins import INRMixin, RegularizerMixin
-from medinr.methods.module import Group, RegistrationModule
+from medinr.methods.module import Group, RegistrationModule, share_of_rate
 from medinr.ranks import share
 from medinr.sampling import PointSampler
 from medinr.space import Domain
@@ -214,12 +213,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
 
     def rate(self, step: int, total: int) -> float:
         """Share of the peak learning rate at a step of ``total``: warm-up, then a cosine or a constant."""
-        rise = max(1, round(self.warmup * total))
-        if step < rise:
-            return (step + 1) / rise
-        if not self.cosine:
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+        return share_of_rate(step, total, self.warmup, self.cosine)
 
     def groups(self) -> list[Group]:
         total = self.total_steps

@@ -1,5 +1,6 @@
 """What Lightning needs of a registration method, whatever it fits: steps, logs, schedule, evaluation, checkpoints."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,16 @@ Rate = Callable[[int], float]
 """Learning rate at a step."""
 Group = tuple[list[Tensor], Rate]
 """Parameters and their learning rate."""
+
+
+def share_of_rate(step: int, total: int, warmup: float = 0.0, cosine: bool = False) -> float:
+    """Share of the peak learning rate at a step of ``total``: a rise over ``warmup`` of them, then 1 or a cosine."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    if not cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
 
 
 class RegistrationModule(Configured, lightning.LightningModule):
@@ -76,6 +87,11 @@ class RegistrationModule(Configured, lightning.LightningModule):
     def transform(self) -> Transform:
         """phi, from fixed world to moving world."""
         raise NotImplementedError
+
+    @property
+    def subject(self) -> Any:
+        """What `size` and `attach` get: the pair that the method was given, or the data module's."""
+        return self.pair or self.trainer.datamodule.pair  # type: ignore[attr-defined]
 
     def settle(self) -> None:
         """Called before results are read: a conditioned method searches its condition here."""
@@ -152,7 +168,7 @@ class RegistrationModule(Configured, lightning.LightningModule):
     def _ready(self) -> None:
         """Take the pair, once, and after Lightning has moved the method to its device."""
         if not self.attached:
-            self.attach(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
+            self.attach(self.subject)
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision not in PRECISIONS:
@@ -160,7 +176,7 @@ class RegistrationModule(Configured, lightning.LightningModule):
                 f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}: coordinates and "
                 "second derivatives need float32, and float16 has too small a range for derivatives"
             )
-        self.size(self.pair or self.trainer.datamodule.pair)  # type: ignore[attr-defined]
+        self.size(self.subject)
 
     def on_fit_start(self) -> None:
         self._ready()
