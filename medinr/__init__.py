@@ -3,18 +3,19 @@
 import importlib
 from typing import Any
 
-__all__ = ["Result", "apply", "evaluate", "register"]
+__all__ = ["Result", "apply", "evaluate", "register", "sequence"]
 
 _LAZY = {
     "register": "medinr.commands.register",
     "Result": "medinr.commands.register",
     "apply": "medinr.commands.apply",
     "evaluate": "medinr.commands.evaluate",
+    "sequence": "medinr.commands.sequence",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """`register`, `apply`, `evaluate` and `Result` on first use: importing medinr does not wait for PyTorch."""
+    """The functions and `Result` on first use: importing medinr does not wait for PyTorch."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'medinr' has no attribute {name!r}")

@@ -39,6 +39,7 @@ from medinr.callbacks.logs import wandb_logger, why_offline
 from medinr.commands import help_formatter
 from medinr.commands.checks import check_writable
 from medinr.commands.messages import explain, one_line
+from medinr.commands.sequence import times_of_run, write_sequence
 from medinr.errors import UserError
 from medinr.methods import RegistrationModule
 from medinr.ranks import is_first
@@ -53,13 +54,14 @@ OWN_KEYS = (
     "checkpoint_steps",
     "out",
     "report",
+    "times",
     "config",
     "ckpt_path",
     "weights_only",
     "model",
     "data",
 )
-PER_CALL = ("config", "ckpt_path", "weights_only", "out", "report")
+PER_CALL = ("config", "ckpt_path", "weights_only", "out", "report", "times")
 """Keys of one call that have no place in a run's config.yaml, so that it serves all four subcommands."""
 
 ABOUT = """\
@@ -139,6 +141,9 @@ class ExperimentCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """As `validate`; predictions are written, not kept."""
         self.trainer.predict(**kwargs, return_predictions=False)
+        times = times_of_run(self.command, self.value("times"), self.model, self.datamodule)
+        if times and self.place.first:
+            write_sequence(self.place.results / "sequence", self.model, self.datamodule, times)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument(
@@ -151,6 +156,12 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_argument("--out", type=str | None, default=None, help="folder for test's and predict's results")
         parser.add_argument("--report", type=bool, default=False, help="test and predict also write report.html")
+        parser.add_argument(
+            "--times",
+            type=str | None,
+            default=None,
+            help="predict: also read a sequence at these times, 0:95:5 (first, last, step) or auto, into out/sequence",
+        )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -197,6 +208,7 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
         if self.value("out"):
             check_writable(self.value("out"))
+        times_of_run(self.command, self.value("times"), self.model, self.datamodule)  # refuses before the work
         if any(isinstance(c, ModelCheckpoint) and c.save_last for c in _as_list(given.get("callbacks"))):
             raise UserError("trainer.callbacks: expected no save_last, last.ckpt is always kept; leave save_last out")
         text = self.resolved()

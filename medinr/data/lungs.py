@@ -93,6 +93,14 @@ def lung_structures(image: Image, lungs: Mask, threshold: float = -500.0) -> Ten
     return (lungs.int() + (lungs & dense).int()).to(torch.int16)
 
 
+def body_mask(image: Image, threshold: float = -500.0) -> Mask:
+    """The body of a CT in HU without table and clothes, lungs and gas included, bool [X, Y, Z]."""
+    axis, _ = _long_axis(image.domain)
+    hu = np.moveaxis(image.data[0].cpu().numpy(), axis, 0)
+    body = body_outline(hu > threshold, _slices_first(image.domain.spacing, axis))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(body, 0, axis)))
+
+
 def otsu_threshold(values: NDArray[Any], bins: int = 256) -> float:
     """The threshold that maximises the variance between two classes (Otsu 1979)."""
     low, high = np.percentile(values, [0.1, 99.9])

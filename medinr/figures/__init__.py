@@ -5,6 +5,7 @@ from medinr.figures.files import new_figure, save_figure
 from medinr.figures.maps import Scene, comparison_figure, deformation_figure, scene_of
 from medinr.figures.page import report_page
 from medinr.figures.registration import registration_figure
+from medinr.figures.timeline import motion_figure, save_animation
 
 __all__ = [
     "Scene",
@@ -12,9 +13,11 @@ __all__ = [
     "curve_figure",
     "deformation_figure",
     "loss_figure",
+    "motion_figure",
     "new_figure",
     "registration_figure",
     "report_page",
+    "save_animation",
     "save_figure",
     "scene_of",
 ]

@@ -19,6 +19,7 @@ from medinr.metrics.learn2reg import (
 )
 from medinr.metrics.mean import CaseMean
 from medinr.metrics.overlap import Dice, HausdorffDistance95, dice, hd95
+from medinr.metrics.temporal import bracket, nearest_image, scores, weighted_image
 from medinr.metrics.tre import TargetRegistrationError, snapped_tre, tre
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "StdLogJacobianLearn2Reg",
     "StructuralSimilarity",
     "TargetRegistrationError",
+    "bracket",
     "common_labels",
     "dice",
     "displaced",
@@ -42,12 +44,15 @@ __all__ = [
     "hd95",
     "hd95_learn2reg",
     "inverse_consistency",
+    "nearest_image",
     "psnr",
     "rms_difference",
+    "scores",
     "sdlogj",
     "sdlogj_learn2reg",
     "snapped_tre",
     "ssim",
     "tre",
     "tre_learn2reg",
+    "weighted_image",
 ]

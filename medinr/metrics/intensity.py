@@ -25,12 +25,13 @@ def psnr(image: Tensor, reference: Tensor, data_range: float, mask: Mask | None 
     return math.inf if error == 0 else 20 * math.log10(data_range / error)
 
 
-def ssim(image: Tensor, reference: Tensor, data_range: float) -> float:
+def ssim(image: Tensor, reference: Tensor, data_range: float, mask: Mask | None = None) -> float:
     """Structural similarity in three dimensions (Wang et al., IEEE TIP 13, 2004) of images [X, Y, Z] or [C, X, Y, Z].
 
     Gaussian window of sigma 1.5 and 11 voxels a side, K1 = 0.01, K2 = 0.03, averaged over all voxels with the border
     reflected: the figure of torchmetrics, but the window is applied axis by axis, 33 products a voxel in place of 1331.
-    A side of fewer than 6 voxels gets a window that fits.
+    A side of fewer than 6 voxels gets a window that fits. With a mask [X, Y, Z] the average is over its voxels (whose
+    windows reach beyond it).
     """
     if image.shape != reference.shape or image.ndim not in (3, 4):
         raise ValueError(f"ssim: expected two volumes on one grid, got {tuple(image.shape)}, {tuple(reference.shape)}")
@@ -48,8 +49,9 @@ def ssim(image: Tensor, reference: Tensor, data_range: float) -> float:
             mp, mq, pp, qq, pq = _windowed(torch.stack((p, q, p * p, q * q, p * q)), windows)
             vp, vq, cov = (pp - mp * mp).clamp(min=0), (qq - mq * mq).clamp(min=0), pq - mp * mq
             value = (2 * mp * mq + c1) * (2 * cov + c2) / ((mp * mp + mq * mq + c1) * (vp + vq + c2))
-            total += value.double().sum().item()
-            count += value.numel()
+            chosen = value if mask is None else value[mask[start : start + len(value)]]
+            total += chosen.double().sum().item()
+            count += chosen.numel()
     return total / count
 
 

@@ -1,0 +1,202 @@
+"""A fitted sequence at any times: maps between them, images there, curves of labels, motion, held-out images."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from medinr import metrics
+from medinr.data.sequence import Sequence as ImageSequence
+from medinr.errors import UserError
+from medinr.fields import Transform
+from medinr.fields.chained import Chained, Inverted
+from medinr.fields.dense import evaluate_dense
+from medinr.fields.warp import resample
+from medinr.space import Domain, Image, transform_points
+from medinr.types import Mask, Points, Volume
+
+
+class Moving(Protocol):
+    """What knows phi_t, from the world at the reference time to that at time t (RAS mm)."""
+
+    domain: Domain
+
+    def transform_at(self, time: float) -> Transform:
+        """phi_t."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is carried along, all of the reference time.
+
+    Args:
+        domain: grid of the results.
+        image: warped to each time (linearly; any grid).
+        labels: [X, Y, Z] on ``domain``.
+        points: [n, 3], RAS mm.
+        mask: on ``domain``; where motion is summarised.
+    """
+
+    domain: Domain
+    image: Image | None = None
+    labels: Tensor | None = None
+    points: Points | None = None
+    mask: Mask | None = None
+
+    @classmethod
+    def of(cls, sequence: ImageSequence) -> "Subject":
+        """The reference of a sequence."""
+        r, s = sequence.reference, sequence.to("cpu")
+        return cls(s.domain, s.images[r], s.labels[r], s.points[r], s.masks[r])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Of one label over the times: volumes in ml, and centres of mass [T, 3], RAS mm."""
+
+    volumes: list[float]
+    centres: list[list[float]]
+
+
+def parse_times(text: str, name: str = "--times") -> list[float]:
+    """``0:95:5`` (first, last, step) or ``0,12.5,50``, as numbers.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            count = math.floor((last - first) / step + 1e-9) + 1
+            found = [first + i * step for i in range(count)] if step > 0 else []
+        else:
+            found = [float(part) for part in text.strip("[]").split(",")]
+    except (ValueError, ZeroDivisionError):
+        found = []
+    if not found or not all(math.isfinite(t) for t in found):
+        raise UserError(f"{name}: expected FIRST:LAST:STEP, as 0:95:5, or times with commas, found {text!r}")
+    return found
+
+
+def default_times(times: Sequence[float], period: float | None, count: int = 20) -> list[float]:
+    """``count`` even times of one period, or from the first to the last."""
+    if period is not None:
+        return [period * i / count for i in range(count)]
+    return [times[0] + (times[-1] - times[0]) * i / (count - 1) for i in range(count)]
+
+
+def between(moving: Moving, source: float, target: float) -> Transform:
+    """phi_t o phi_s^-1, from the world at time s to that at time t."""
+    direct: Callable[[float, float], Transform] | None = getattr(moving, "transform_between", None)
+    if direct is not None:
+        return direct(source, target)
+    return Chained(Inverted(moving.transform_at(source)), moving.transform_at(target))
+
+
+def image_at(moving: Moving, image: Image, time: float, grid: Domain, exact: bool = False) -> Volume:
+    """The image of the reference time as it looks at a time, on a grid in that world: I(phi_t^-1(q))."""
+    return resample(image, grid, evaluate_dense(Inverted(moving.transform_at(time)), grid, exact).displacement)
+
+
+def predicted(moving: Moving, sequence: ImageSequence, time: float, grid: Domain, neighbours: bool = False) -> Volume:
+    """The image of a time from the training images, on a grid: the reference warped there, or both neighbours.
+
+    With ``neighbours`` the training images before and after are warped to the time and averaged by their distances from
+    it: motion-compensated interpolation, in which noise averages out as in that of intensities.
+    """
+    if not neighbours:
+        return image_at(moving, sequence.images[sequence.reference], time, grid)
+    training = sequence.training
+    before, after, w = metrics.bracket([sequence.times[i] for i in training], time, sequence.period)
+    warped = []
+    for k in {before: 1 - w, after: w}:
+        image = sequence.images[training[k]]
+        field = evaluate_dense(between(moving, time, sequence.times[training[k]]), grid).displacement
+        warped.append(resample(image, grid, field))
+    return warped[0] if len(warped) == 1 else torch.lerp(warped[0], warped[1], w)
+
+
+def label_state(labels: Tensor, domain: Domain, displacement: Tensor, det: Tensor) -> dict[int, tuple[float, Tensor]]:
+    """Volume in ml and centre of mass [3] (RAS mm) of each label after a deformation, by change of variables.
+
+    V = sum of det J dV and c = sum of phi(p) det J dV / V over the label's voxels: no label is resampled.
+
+    Args:
+        labels: [X, Y, Z] before.
+        domain: their grid.
+        displacement: phi(p) - p [X, Y, Z, 3], RAS mm.
+        det: det J_phi [X, Y, Z].
+    """
+    voxel = abs(float(torch.linalg.det(domain.voxel_to_world[:3, :3]))) / 1000
+    found = {}
+    for label in (int(v) for v in labels.unique() if int(v) != 0):
+        inside = labels == label
+        world = transform_points(domain.voxel_to_world, inside.nonzero().double())
+        weight = det[inside].double()
+        moved = world + displacement[inside].double()
+        found[label] = (voxel * float(weight.sum()), (weight[:, None] * moved).sum(0) / weight.sum())
+    return found
+
+
+def motion_amplitude(displacements: Sequence[Tensor]) -> Tensor:
+    """Largest distance in mm between any two places of each voxel over the times [X, Y, Z]."""
+    shape = displacements[0].shape[:3]
+    out = torch.zeros(shape)
+    for i in range(shape[0]):  # a plane at once: all pairs of times of a volume do not fit
+        places = torch.stack([d[i].float() for d in displacements]).movedim(0, -2)
+        out[i] = torch.cdist(places, places).amax((-2, -1))
+    return out
+
+
+def extremes_of(times: Sequence[float], dets: Sequence[Tensor], inside: Mask) -> tuple[float, float]:
+    """The two times between which a region's volume changes most: that of the smallest, and that of the largest."""
+    sizes = [float(d[inside].float().mean()) for d in dets]
+    return times[sizes.index(min(sizes))], times[sizes.index(max(sizes))]
+
+
+def curves_of(states: Sequence[dict[int, tuple[float, Tensor]]]) -> dict[int, Curve]:
+    """The curve of each label from its state at each time."""
+    labels = sorted(states[0]) if states else []
+    return {
+        label: Curve([s[label][0] for s in states], [[float(v) for v in s[label][1]] for s in states])
+        for label in labels
+    }
+
+
+def held_out_scores(moving: Moving, sequence: ImageSequence, regions: Callable[[Image], dict[str, Mask]]) -> list[Any]:
+    """How well the images of the held-out times are predicted: a row for each time and prediction.
+
+    Predictions: ``reference`` and ``neighbours`` (see `predicted`), ``nearest`` and ``linear`` (of intensities, without
+    registration). ``tre/mean`` and ``tre/initial_mean`` in mm stand in the rows of ``reference`` where landmarks are.
+
+    Args:
+        moving: fitted to the training images.
+        sequence: all images, on one grid.
+        regions: of an image, by name.
+    """
+    training = sequence.training
+    times = [sequence.times[i] for i in training]
+    images = [sequence.images[i].data for i in training]
+    start = sequence.points[sequence.reference]
+    rows = []
+    for i in sequence.held_out:
+        image, time = sequence.images[i], sequence.times[i]
+        masks = regions(image)
+        made = {
+            "reference": predicted(moving, sequence, time, image.domain),
+            "neighbours": predicted(moving, sequence, time, image.domain, neighbours=True),
+            "nearest": metrics.nearest_image(images, times, time, sequence.period),
+            "linear": metrics.weighted_image(images, times, time, sequence.period),
+        }
+        for name, volume in made.items():
+            row: dict[str, Any] = {"time": time, "prediction": name, **metrics.scores(volume, image.data, masks)}
+            points = sequence.points[i]
+            if name == "reference" and start is not None and points is not None:
+                row["tre/initial_mean"] = metrics.tre(start, points).mean().item()
+                row["tre/mean"] = metrics.tre(moving.transform_at(time)(start), points).mean().item()
+            rows.append(row)
+    return rows
