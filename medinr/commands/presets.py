@@ -40,7 +40,7 @@ class Preset:
 
 ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
-    "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 20, 10))),
+    "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 30, 30))),
     "accurate": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60))),
     "multimodal": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60)), "multimodal"),
 }

@@ -85,12 +85,21 @@ class VolumeNCC:
 
     def __call__(self, moved: Tensor, weight: Tensor) -> Scalar:
         """``weight`` [X, Y, Z] is that of the window around each voxel."""
+        loss: Scalar = 1 - (weight * self.local(moved)).sum() / weight.sum().clamp(min=1)
+        return loss
+
+    def local(self, moved: Tensor) -> Tensor:
+        """Local NCC (or its square) of every window, [X, Y, Z]."""
         mean, square, product = box_mean(torch.stack((moved, moved * moved, self.fixed * moved)), self.radius)
         covariance = product - self.mean * mean
         variances = (self.variance + self.floor) * ((square - mean**2).clamp(min=0) + self.floor)
-        local = covariance / variances.sqrt() if self.signed else covariance.square() / variances
-        loss: Scalar = 1 - (weight * local).sum() / weight.sum().clamp(min=1)
-        return loss
+        ncc: Tensor = covariance / variances.sqrt() if self.signed else covariance.square() / variances
+        return ncc
+
+    def agreement(self, moved: Tensor, weight: Tensor) -> float:
+        """Mean over the windows whose contrast is far above the floor: a constant one agrees with nothing."""
+        telling = weight * (self.variance > 10 * self.floor)
+        return float((telling * self.local(moved)).sum() / telling.sum().clamp(min=1))
 
 
 def differences(u: Tensor, steps: Sequence[float]) -> list[Tensor]:

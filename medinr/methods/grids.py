@@ -177,8 +177,8 @@ def untouched(excluded: Tensor, radius: int) -> Tensor:
     return 1 - grown[0, 0]
 
 
-def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Scalar, Scalar]:
-    """Similarity of the images through id + u on a grid, u [X, Y, Z, 3]; and the overlap."""
+def carried(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Tensor, Tensor]:
+    """The moving image through id + u on a grid, u [X, Y, Z, 3]: values [C, X, Y, Z], and the weight of each window."""
     target = transform_points(to_moving, grid.points + u)
     with torch.no_grad():
         upper = torch.tensor(grid.level.moving.shape[1:], device=u.device) - 0.5
@@ -187,7 +187,12 @@ def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask 
             weight = weight * nearest(moving_mask, target)
         if grid.moving_exclude is not None:
             weight = weight * untouched(nearest(grid.moving_exclude, target), grid.similarities[0].radius)
-    moved = interpolate(grid.level.moving, target)
+    return interpolate(grid.level.moving, target), weight
+
+
+def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Scalar, Scalar]:
+    """Similarity of the images through id + u on a grid, u [X, Y, Z, 3]; and the overlap."""
+    moved, weight = carried(grid, u, to_moving, moving_mask)
     losses = [similarity(m, weight) for similarity, m in zip(grid.similarities, moved, strict=True)]
     return torch.stack(losses).mean(), weight.sum() / grid.weight.sum().clamp(min=1)
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -332,6 +333,28 @@ def test_each_channel_counts() -> None:
     world = 0.9 * pairs.points()
     for sign in (1.0, -1.0):
         assert mean_error(found, pairs.warp, world[sign * world[:, 0] > 5]) < 0.8
+
+
+def test_unlike_images_get_wider_windows_and_a_stiffer_field() -> None:
+    """One texture seen twice; and with half of another one added to the moving image, which no warp explains."""
+    found = []
+    for share in (0.0, 1.0):
+        pair = pairs.pair(moving_domain=pairs.CUBE)
+        other = torch.rand(pair.moving.data.shape, generator=torch.Generator().manual_seed(1)) * 600
+        moving = Image(pair.moving.data + share * other, pair.moving.domain, "image")
+        fitted = RefinedRegistration(None, Refinement((2.0, 1.0), (15, 2)), LocalNCC(), points=50)
+        fit(fitted, replace(pair, moving=moving), 17)
+        found.append(int(fitted.unlike))
+    assert found == [0, 1]
+    fitted._trainer = SimpleNamespace(global_step=16, estimated_stepping_batches=17, log_every_n_steps=10**9)  # type: ignore[assignment]
+    fitted.attach(replace(pair, moving=moving))
+    wide = fitted.grid()[1].similarities[0].radius
+    fitted.unlike.fill_(0)
+    fitted._grid = None
+    assert (wide, fitted.grid()[1].similarities[0].radius) == (4, 2)
+    never = RefinedRegistration(None, Refinement((2.0, 1.0), (15, 2), agreement=0.0), LocalNCC(), points=50)
+    fit(never, replace(pair, moving=moving), 17)
+    assert int(never.unlike) == 0
 
 
 def half(sign: float) -> pairs.Warp:

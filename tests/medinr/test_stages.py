@@ -28,7 +28,7 @@ def test_converged() -> None:
 
 def fitted(steps: tuple[int, int] = STEPS) -> tuple[RefinedRegistration, int, float]:
     torch.manual_seed(0)
-    method = RefinedRegistration(None, Refinement((4.0, 2.0), steps), LocalNCC())
+    method = RefinedRegistration(None, Refinement((4.0, 2.0), steps, spacings=(4.0,)), LocalNCC())
     pair = pairs.pair()
     step, interrupted = fit(method, pair, sum(steps), "cpu")
     assert not interrupted
@@ -51,7 +51,7 @@ def test_a_fit_ends_early_at_the_same_error_and_the_same_step(monkeypatch: pytes
 
 def test_the_next_stage_begins_with_its_own_rate() -> None:
     """Of the learning rates no step is lost where a stage ends before its time."""
-    method = RefinedRegistration(None, Refinement((4.0, 2.0), (30, 30)), LocalNCC())
+    method = RefinedRegistration(None, Refinement((4.0, 2.0), (30, 30), spacings=(4.0,)), LocalNCC())
     seen: list[tuple[int | None, list[float]]] = []
     step = method.on_before_optimizer_step
 
