@@ -21,7 +21,11 @@ from tests.medinr import tiny_runs
 ROOT = Path(__file__).resolve().parents[1]
 COHORTS = ("slabs",)
 """Data that networks learn from: see test_experiments_learned.py."""
-EXPERIMENTS = [p for p in sorted((ROOT / "experiments").glob("*.yaml")) if p.stem.split("_")[1] not in COHORTS]
+SEQUENCES = ("4dct",)
+"""Images of many times: see test_experiments_sequence.py."""
+EXPERIMENTS = [
+    p for p in sorted((ROOT / "experiments").glob("*.yaml")) if p.stem.split("_")[1] not in (*COHORTS, *SEQUENCES)
+]
 PHANTOMS = {"dirlab": ["--cases", "1", "--size", "32", "--phases", "extremes"], "tube": ["--size", "32"]}
 """Second half of an experiment's name, the layout of the phantom that it runs on -> how that is written small."""
 PAIRS = ("pair", "multimodal")
