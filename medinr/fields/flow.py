@@ -227,6 +227,20 @@ class FlowTransform(Transform):
         self.back = Transform(flow.backward(), domain, start, context)
 
     @torch.no_grad()
+    def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
+        """As `Transform.expand`, integrated once for both."""
+        into, out = self.domain.world_to_normalised, self.domain.normalised_to_world
+        places, slopes = [], []
+        with computed_once(self.map):
+            for p in self._pieces(world.double().cpu()):
+                x = transform_points(into, p)
+                u = self.map.displacement_jet(jets.seed(x.float().to(self.device), 1), self.context)
+                places.append(transform_points(out, x + u.value.double().cpu()))
+                slopes.append(u.jacobian.double().cpu())
+        own = torch.cat(slopes) + torch.eye(3, dtype=torch.float64)
+        return torch.cat(places), out[:3, :3] @ own @ into[:3, :3], None
+
+    @torch.no_grad()
     def inverse(
         self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
     ) -> tuple[Points, Tensor]:

@@ -212,6 +212,10 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule)
 
     def transform_between(self, source: float, target: float) -> Transform:
         """phi_t o phi_s^-1, from the world at time s to that at time t."""
+        if source == self.state["reference"]:
+            return self.transform(target)
+        if target == self.state["reference"]:
+            return Transform(self.flow.backward(), self.domain, EYE, self.context(source))
         return Transform(between(self.flow, self.context(source), self.context(target)), self.domain, EYE)
 
     @torch.no_grad()

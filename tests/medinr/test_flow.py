@@ -10,7 +10,7 @@ from torch import Tensor
 from medinr import jets
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields import SIREN, CubicLattice, Field, Transform
-from medinr.fields.flow import At, Flow, between, integrate
+from medinr.fields.flow import At, Flow, FlowTransform, between, integrate
 from medinr.fields.fourier import FourierSIREN
 from medinr.fields.squaring import scaling_and_squaring
 from medinr.fields.times import LinearTime, PhaseTime, SurrogateTime, TimedVelocity, TimeEncoding
@@ -287,6 +287,16 @@ def test_between_two_times() -> None:
     assert_close(between(flow, s, t)(flow(x, s)), flow(x, t), 1e-4)
     assert_close(At(flow, t)(x), flow(x, t))
     assert float((flow(x, torch.tensor([10.0]).double()) - x).abs().max()) == 0
+
+
+def test_value_and_jacobian_of_a_transform_at_once() -> None:
+    flow = Flow(timed(encoding("phase")).float())
+    phi = FlowTransform(flow, pairs.CUBE, torch.tensor([60.0]))
+    p = pairs.points()
+    moved, jacobian, _ = phi.expand(p)
+    assert_close(moved, phi(p), 1e-6)
+    assert_close(jacobian, phi.jacobian(p), 1e-6)
+    assert_close(phi.inverse(moved)[0], p, 1e-4)
 
 
 def test_wrong_times() -> None:
