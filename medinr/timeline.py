@@ -12,7 +12,7 @@ from medinr import metrics
 from medinr.data.sequence import Sequence as ImageSequence
 from medinr.errors import UserError
 from medinr.fields import Transform
-from medinr.fields.chained import Chained, Inverted
+from medinr.fields.chained import Chained, Inverted, PointsOnly
 from medinr.fields.dense import evaluate_dense
 from medinr.fields.warp import resample
 from medinr.space import Domain, Image, transform_points
@@ -97,9 +97,14 @@ def between(moving: Moving, source: float, target: float) -> Transform:
     return Chained(Inverted(moving.transform_at(source)), moving.transform_at(target))
 
 
+def displacement_on(transform: Transform, grid: Domain, exact: bool = False) -> Tensor:
+    """phi(p) - p at the voxel centres of a grid [X, Y, Z, 3], RAS mm, without derivatives (see `evaluate_dense`)."""
+    return evaluate_dense(PointsOnly(transform), grid, exact).displacement
+
+
 def image_at(moving: Moving, image: Image, time: float, grid: Domain, exact: bool = False) -> Volume:
     """The image of the reference time as it looks at a time, on a grid in that world: I(phi_t^-1(q))."""
-    return resample(image, grid, evaluate_dense(Inverted(moving.transform_at(time)), grid, exact).displacement)
+    return resample(image, grid, displacement_on(Inverted(moving.transform_at(time)), grid, exact))
 
 
 def predicted(moving: Moving, sequence: ImageSequence, time: float, grid: Domain, neighbours: bool = False) -> Volume:
@@ -115,7 +120,7 @@ def predicted(moving: Moving, sequence: ImageSequence, time: float, grid: Domain
     warped = []
     for k in {before: 1 - w, after: w}:
         image = sequence.images[training[k]]
-        field = evaluate_dense(between(moving, time, sequence.times[training[k]]), grid).displacement
+        field = displacement_on(between(moving, time, sequence.times[training[k]]), grid)
         warped.append(resample(image, grid, field))
     return warped[0] if len(warped) == 1 else torch.lerp(warped[0], warped[1], w)
 

@@ -14,7 +14,17 @@ from medinr.fields.chained import Inverted
 from medinr.fields.dense import evaluate_dense, folded
 from medinr.fields.warp import resample, resample_labels
 from medinr.space import Domain, transform_points
-from medinr.timeline import Curve, Moving, Subject, between, curves_of, extremes_of, label_state, motion_amplitude
+from medinr.timeline import (
+    Curve,
+    Moving,
+    Subject,
+    between,
+    curves_of,
+    displacement_on,
+    extremes_of,
+    label_state,
+    motion_amplitude,
+)
 from medinr.types import Volume
 
 PROBES = 2000
@@ -99,7 +109,7 @@ class _Timeline:
         self.rows.append([time, *(float(v) for v in (length.mean(), length.max(), det.min(), det.max(), folds, gap))])
         shown = labels = None
         if subject.image is not None or subject.labels is not None:
-            back = evaluate_dense(Inverted(transform), domain, self.exact).displacement
+            back = displacement_on(Inverted(transform), domain, self.exact)
             if subject.image is not None:
                 shown = resample(subject.image, domain, back)[0]
                 io.write_image(self.out / f"image_{name}.nii.gz", shown.float(), domain)
@@ -122,7 +132,7 @@ class _Timeline:
     ) -> None:
         domain, inside, summary = self.subject.domain, self.inside, dict[str, Any]()
         for source, target in pairs:
-            field = evaluate_dense(between(self.moving, source, target), domain, self.exact).displacement
+            field = displacement_on(between(self.moving, source, target), domain, self.exact)
             io.write_displacement(self.out / f"displacement_{source:g}_to_{target:g}.nii.gz", field, domain)
         header = "time,displacement_mean_mm,displacement_max_mm,det_min,det_max,folded_percent,inverse_gap_mm"
         lines = [",".join(f"{v:.6g}" for v in row) for row in self.rows]

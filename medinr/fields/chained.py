@@ -36,6 +36,23 @@ class Inverted(Transform):
         return self.transform(world), torch.zeros(len(world), dtype=torch.float64)
 
 
+class PointsOnly(Transform):
+    """A transform of whose derivatives nothing is asked: `evaluate_dense` costs the points alone, its det J is 1.
+
+    Args:
+        transform: phi.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform, self.domain, self.start = transform, transform.domain, transform.start
+
+    def __call__(self, world: Points) -> Points:
+        return self.transform(world)
+
+    def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
+        return self(world), torch.eye(3, dtype=torch.float64).expand(len(world), 3, 3), None
+
+
 class Chained(Transform):
     """second o first.
 

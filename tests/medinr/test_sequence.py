@@ -31,6 +31,7 @@ from medinr.timeline import (
     Subject,
     between,
     default_times,
+    displacement_on,
     held_out_scores,
     label_state,
     motion_amplitude,
@@ -275,6 +276,19 @@ def test_inverse_and_chain_have_exact_derivatives() -> None:
     assert torch.allclose(chain.jacobian(points), numeric, atol=1e-6)
     assert torch.allclose(chain.inverse(chain(points))[0], points)
     assert torch.allclose(Inverted(inverse)(points), phi(points))
+
+
+def test_points_alone_cost_no_derivatives() -> None:
+    class Proud(Known):
+        def jacobian(self, world: Tensor) -> Tensor:
+            raise AssertionError("asked for derivatives")
+
+    phi = wavy()
+    found = displacement_on(Proud(phi.there, phi.back), DOMAIN).reshape(-1, 3)
+    world = transform_points(DOMAIN.voxel_to_world, DOMAIN.voxels().double())
+    assert (found - (phi(world) - world)).norm(dim=1).max() < 0.1
+    back = displacement_on(Inverted(Proud(phi.there, phi.back)), DOMAIN).reshape(-1, 3)
+    assert (back - (phi.back(world) - world)).norm(dim=1).max() < 0.1
 
 
 def test_between_two_times_is_the_one_after_the_inverse_of_the_other() -> None:
