@@ -172,12 +172,15 @@ def page(
     evaluation: Evaluation, pair: Pair, start: Matrix, settings: dict[str, Any], warnings: Sequence[str] = ()
 ) -> str:
     """The report as one self-contained HTML page (`medinr.figures.report_page`), of the first channel."""
+    return figures.report_page(_scene(evaluation, pair), evaluation.metrics, start, pair.name, settings, warnings)
+
+
+def _scene(evaluation: Evaluation, pair: Pair) -> figures.Scene:
     mask = None if pair.fixed_mask is None else pair.fixed_mask.cpu()
-    scene = figures.scene_of(
+    return figures.scene_of(
         pair.fixed.data[0].cpu(), evaluation.start[0], evaluation.warped[0], evaluation.det, evaluation.displacement,
         pair.domain, mask, evaluation.uncertainty,
     )  # fmt: skip
-    return figures.report_page(scene, evaluation.metrics, start, pair.name, settings, warnings)
 
 
 def write_results(
@@ -245,6 +248,10 @@ def _write_all(
     if evaluation.uncertainty is not None:
         io.write_image(out / "uncertainty.nii.gz", evaluation.uncertainty.float(), domain)
         files.append(out / "uncertainty.nii.gz")
+        figures.save_figure(
+            figures.deformation_figure(_scene(evaluation, pair), pair.name), out / "figures" / "uncertainty.png"
+        )
+        files.append(out / "figures" / "uncertainty.png")
     if pair.moving_labels is not None:
         carried = resample_labels(pair.moving_labels, pair.moving.domain, domain, evaluation.displacement)
         io.write_image(out / "warped_labels.nii.gz", carried, domain)
@@ -292,4 +299,8 @@ def summary(found: dict[str, float]) -> str:
         f" {found['folding/det_max']:.2f})",
         f"  motion     mean {found['displacement/mean_mm']:.2f} mm, largest {found['displacement/max_mm']:.2f} mm",
     ]
+    if "uncertainty/p95_mm" in found:
+        doubt = "" if found.get("uncertainty/trusted", 1.0) else ": not to be trusted"
+        mean, most = found["uncertainty/mean_mm"], found["uncertainty/p95_mm"]
+        lines.append(f"  uncertain  mean {mean:.2f} mm, 95% below {most:.2f} mm{doubt}")
     return "\n".join(lines)

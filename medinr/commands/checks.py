@@ -11,7 +11,7 @@ from medinr.errors import UserError
 
 REGISTER_WRITES = """
 affine displacement inverse_displacement jacobian_determinant metrics moved_points residual_displacement
-transform warped warped_labels
+transform uncertainty warped warped_labels
 """
 APPLY_WRITES = "image labels points"
 """Names, without suffix, of the files that `register` and `apply` write."""

@@ -33,7 +33,7 @@ from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
-from medinr.methods import RefinedRegistration, RegistrationMethod
+from medinr.methods import CycleConsistentRegistration, RefinedRegistration, RegistrationModule
 from medinr.methods.levels import robust_window, robust_windows, windowed
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
@@ -58,7 +58,7 @@ class Result:
 
     transform: Transform
     evaluation: Evaluation
-    method: RegistrationMethod
+    method: RegistrationModule
     pair: Pair
     seconds: dict[str, float]
     files: list[Path] = field(default_factory=list)
@@ -93,6 +93,7 @@ def register(
     seed: int = 0,
     device: str = "auto",
     inverse: bool = False,
+    uncertainty: bool = False,
     exact: bool = False,
     write: Sequence[str] = (),
     report: bool = False,
@@ -124,6 +125,8 @@ def register(
         seed: of weights and points; on a CPU the same seed gives the same result.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         inverse: also write the inverse displacement, on the moving grid.
+        uncertainty: fit both directions (`CycleConsistentRegistration`): the result is the midpoint of the forward map
+            and the inverse of the backward one, and the gap between them is written in mm; over twice the time.
         exact: evaluate the network at every voxel instead of a lattice with a measured error below 0.05 mm.
         write: the transform in further forms: ``h5`` (composite of ITK, one file), ``affine`` (affine.tfm and residual
             displacement), ``l2r`` (Learn2Reg's displacement in voxels).
@@ -164,14 +167,18 @@ def register(
         pair = replace(pair, start=matrix)
         check_overlap(pair)
     clock.append(time.perf_counter())
-    method = recommended(preset, similarity, 0.0 if pair.fixed_guides is None else landmark_weight, pair.domain)
+    weight = 0.0 if pair.fixed_guides is None else landmark_weight
+    forward = recommended(preset, similarity, weight, pair.domain)
     if residual is not None:
-        if not isinstance(method, RefinedRegistration):
+        if not isinstance(forward, RefinedRegistration):
             raise UserError(
                 f"--init {init}: expected a linear transform with --similarity {similarity}, found displacements; "
                 f"use --similarity {' or '.join(ON_GRIDS)}"
             )
-        method.begin_at(residual, pair.domain)
+        if uncertainty:
+            raise UserError(f"--init {init}: expected a linear transform with --uncertainty, found displacements")
+        forward.begin_at(residual, pair.domain)
+    method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if uncertainty else forward
     steps = PRESETS[preset].total_steps(similarity)
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
@@ -213,7 +220,7 @@ def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> t
 
 
 def fit(
-    method: RegistrationMethod,
+    method: RegistrationModule,
     pair: Pair,
     steps: int,
     device: str = "auto",

@@ -59,6 +59,7 @@ def register_parser() -> Any:
 
     written = parser.add_argument_group("what is written")
     written.add_argument("--report", action="store_true", help="also write report.html: one page to look at and send")
+    written.add_argument("--uncertainty", action="store_true", help="fit both ways; also write uncertainty.nii.gz")
     written.add_argument("--inverse", action="store_true", help="also write inverse_displacement.nii.gz")
     written.add_argument("--write", type=str, default="", help="further forms of the transform: h5,affine,l2r")
     written.add_argument("--exact", action="store_true", help="evaluate the map at every voxel")

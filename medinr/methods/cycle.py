@@ -14,7 +14,7 @@ from medinr.fields import CycleTransform, Inference
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import voxel_mm
 from medinr.methods.module import Group, RegistrationModule
-from medinr.space import Domain, transform_points
+from medinr.space import transform_points
 from medinr.types import Points, Scalar
 
 Batch = tuple[Points, Points]
@@ -38,7 +38,8 @@ class CycleConsistentRegistration(RegistrationModule):
         unit: ``mm`` or ``voxel`` (geometric mean of the fixed image's voxel sides).
         fraction: share of the points that the cycle term looks at, (0, 1].
         inference: how the backward map is inverted.
-        trust_mm: a result whose uncertainty (95th percentile over the mask) is larger is not to be trusted.
+        trust: a result whose uncertainty (95th percentile over the mask) is larger is not to be trusted; in voxels (the
+            geometric mean of the fixed image's sides), so that it means the same for a mouse.
     """
 
     def __init__(
@@ -48,18 +49,18 @@ class CycleConsistentRegistration(RegistrationModule):
         unit: Literal["mm", "voxel"] = "mm",
         fraction: float = 1.0,
         inference: Inference = "newton",
-        trust_mm: float = 3.0,
+        trust: float = 1.5,
     ) -> None:
         super().__init__()
         if weight < 0 or not 0 < fraction <= 1:
             raise UserError(f"cycle: expected weight >= 0 and fraction in (0, 1], got {weight} and {fraction}")
-        if trust_mm <= 0:
-            raise UserError(f"trust_mm: expected a length above 0, got {trust_mm}")
+        if trust <= 0:
+            raise UserError(f"trust: expected a length above 0, got {trust}")
         backward = build(spec(method))
         assert isinstance(backward, RegistrationMethod)
         self.ahead, self.back = method, backward
         self.weight, self.unit, self.fraction = weight, unit, fraction
-        self.inference, self.trust_mm = inference, trust_mm
+        self.inference, self.trust = inference, trust
         self.lr = method.lr
         for name, part in (("forward", self.ahead), ("backward", self.back)):
             part.journal = self._reporter(name)
@@ -89,10 +90,6 @@ class CycleConsistentRegistration(RegistrationModule):
         self.ahead.restore(kept["forward"])
         self.back.restore(kept["backward"])
         self.domain = self.ahead.domain
-
-    def begin_at(self, displacement: Tensor, domain: Domain) -> None:
-        """Start from a displacement, where the method can: forward from it, backward from minus the same."""
-        raise UserError("--init: expected a linear transform with the uncertainty, found displacements")
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
@@ -145,9 +142,8 @@ class CycleConsistentRegistration(RegistrationModule):
 
     def transform(self) -> CycleTransform:
         """The midpoint of both directions, at the forward method's condition."""
-        return CycleTransform(
-            self.ahead.transform(), self.back.transform(self.ahead.context()), self.inference, self.trust_mm
-        )
+        back = self.back.transform(self.ahead.context())
+        return CycleTransform(self.ahead.transform(), back, self.inference, self.trust * voxel_mm(self.domain))
 
     def report(self, out: Path) -> list[Path]:
         return self.ahead.report(out)

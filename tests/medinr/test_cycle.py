@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pytest
 import torch
 from torch import Tensor
 
+import medinr
+from medinr.commands.presets import PRESETS, Preset
 from medinr.commands.register import fit
 from medinr.errors import UserError
 from medinr.fields import SIREN, CubicLattice, CycleTransform, HarmonizedSIREN, Transform, as_map
@@ -232,7 +235,7 @@ def test_cycle_term_lowers_the_gap() -> None:
 
 def test_results_carry_the_uncertainty(tmp_path: Path) -> None:
     pair = pairs.pair()
-    method = CycleConsistentRegistration(plain(), trust_mm=1.0)
+    method = CycleConsistentRegistration(plain(), trust=1.0)
     method.attach(pair)
     evaluation = evaluate(method.transform(), pair)
     assert evaluation.metrics["uncertainty/p95_mm"] < 1e-3 and evaluation.metrics["uncertainty/trusted"] == 1
@@ -244,11 +247,33 @@ def test_results_carry_the_uncertainty(tmp_path: Path) -> None:
     found = evaluate(method.transform(), pair).metrics
     assert found["uncertainty/mean_mm"] == pytest.approx(5 * 3**0.5, rel=1e-2)
     assert found["uncertainty/trusted"] == 0
+    method.trust = 2.95  # voxels of 3 mm
+    assert evaluate(method.transform(), pair).metrics["uncertainty/trusted"] == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [({"weight": -1.0}, "weight"), ({"fraction": 0.0}, "fraction"), ({"trust_mm": 0.0}, "trust")]
+    ("arguments", "said"), [({"weight": -1.0}, "weight"), ({"fraction": 0.0}, "fraction"), ({"trust": 0.0}, "trust")]
 )
 def test_wrong_arguments(arguments: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         CycleConsistentRegistration(plain(), **arguments)
+
+
+def test_register_writes_the_uncertainty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "fast", Preset((16, 16), 64, 40, Refinement((4.0, 2.0), (10, 5))))
+    pair = pairs.pair()
+    found = medinr.register(
+        pair.fixed, pair.moving, tmp_path / "out", preset="fast", init="none", uncertainty=True, report=True
+    )
+    assert isinstance(found.method, CycleConsistentRegistration)
+    assert {"uncertainty.nii.gz", "figures/uncertainty.png", "report.html"} <= {
+        str(f.relative_to(tmp_path / "out")) for f in found.files
+    }
+    written = nib.load(tmp_path / "out" / "uncertainty.nii.gz")
+    assert written.shape == pairs.CUBE.shape
+    assert written.get_fdata().mean() == pytest.approx(found.metrics["uncertainty/mean_mm"], rel=1e-3)
+    again = load_method(tmp_path / "out" / "transform.ckpt").transform()
+    assert torch.allclose(again(pairs.points()), found.transform(pairs.points()), atol=1e-4)
+    displaced = tmp_path / "out" / "displacement.nii.gz"
+    with pytest.raises(UserError, match="--uncertainty"):
+        medinr.register(pair.fixed, pair.moving, preset="fast", init=str(displaced), uncertainty=True)
