@@ -16,7 +16,7 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from medinr import cli, io, metrics
-from medinr.commands.sequence import time_pair
+from medinr.commands.sequence import time_pair, times_of_run
 from medinr.data.lungs import body_mask
 from medinr.data.sequence import Sequence, require_one_grid, wrapped
 from medinr.data.series import cropped, extremes
@@ -465,3 +465,32 @@ def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["sequence", str(checkpoint(tmp_path)), *out, "--times", "soon"]) == 2
     assert "--times: expected FIRST:LAST:STEP" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_predict_at_any_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published profile, which has a prior to render, on a tiny folder of phases."""
+    for time, scan in zip((0, 30, 60, 80), breath((0, 30, 60, 80)).images, strict=True):
+        io.write_image(tmp_path / "4dct" / f"body_T{time:02d}.nii.gz", scan.data[0], DOMAIN)
+    config = str(Path(__file__).resolve().parents[2] / "experiments" / "stnerp_4dct.yaml")
+    monkeypatch.chdir(tmp_path)
+    common = ["--config", config, "--wandb", "false", "--data.root", "4dct", "--data.masks", "none"]
+    common += ["--model.window", "null", "--model.points", "64", "--model.field.hidden", "[16, 16]"]
+    common += ["--model.prior.field.hidden", "[16, 16]", "--model.prior.field.frequencies", "8"]
+    common += ["--data.steps_per_epoch", "2", "--trainer.max_steps", "4", "--data.reference", "60"]
+    assert cli.main(["fit", *common, "--times", "0:90:45"]) == 2
+    assert "--times: fit reads no sequence; it belongs to predict" in capsys.readouterr().err
+    assert cli.main(["fit", *common]) == 0, capsys.readouterr().err
+    assert cli.main(["predict", *common, "--out", "out", "--times", "0:90:10:3"]) == 2
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["predict", *common, "--out", "out", "--times", "0:90:45"]) == 0, capsys.readouterr().err
+    names = {f.name for f in (tmp_path / "out" / "sequence").iterdir()}
+    assert {"image_t45.nii.gz", "rendering_t45.nii.gz", "animation.gif", "ventilation.nii.gz"} <= names
+    assert (tmp_path / "out" / "transform.ckpt").exists()  # beside the usual results
+
+
+def test_times_need_a_method_of_sequences() -> None:
+    with pytest.raises(UserError, match="--times: expected a method and data of sequences, found PairRegistration"):
+        times_of_run("predict", "0:90:45", PairRegistration(SIREN(hidden=(8,)), MSE()), None)
+    assert times_of_run("predict", None, None, None) is None
