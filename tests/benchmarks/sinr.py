@@ -13,8 +13,8 @@ Adam with warm-up and cosine, and points in the mask of `comparison_inr` (lungs,
   are compared (at most 200,000 at once); as many steps as the budget allows, by the time of two short trials.
 
 ``mono``: NCC. ``multi``: the moving image inverted and bent, v -> (1 - v)^2 of its window with the background left,
-and NMI of 32 bins. The weight of the bending energy (1e-5, 1e-3; SINR also 1e-2) was chosen on mouse_1, mono, seed 0, and so
-was SINR's learning rate (1e-3 was worse). Rows that are there are not run again.
+and NMI of 32 bins. The weight of the bending energy (1e-5, 1e-3; SINR also 1e-2) was chosen on mouse_1, mono, seed 0,
+and so was SINR's learning rate (1e-3 was worse). Rows that are there are not run again.
 """
 
 import argparse
