@@ -7,7 +7,7 @@ else is as published, as far as that is known: IDIR with global NCC, |det - 1| t
 axes normalised one by one, no pyramid, output weights that do not start at zero; cIDIR with NCC and alpha times the
 bending energy in normalised coordinates, one alpha a step, uniform on [0, 1], chosen by the Dice of the two masks;
 cycle-consistent as experiments/ccidir_dirlab.yaml; SINR with a lattice of 8 mm (published: 2 mm; mouse: 8 voxels), NCC
-of whole grids of at most 200,000 points, bending energy times 1e-3 in normalised coordinates (no weight is printed), and
+of whole grids of at most 200,000 points, bending energy times 1e-3 in normalised coordinates (weight not printed), and
 300 steps, each of which costs as much as four of the others. The masks, which the other tools do not get, are those of
 the lungs (CT) or of the brain (mouse).
 """
