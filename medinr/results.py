@@ -110,8 +110,7 @@ def uncertainty_metrics(uncertainty: Tensor | None, region: Tensor, transform: T
     values = uncertainty[region]
     p95 = values[:: max(1, len(values) // 1_000_000)].quantile(0.95).item()
     found = {"uncertainty/mean_mm": values.mean().item(), "uncertainty/p95_mm": p95}
-    trust_mm = getattr(transform, "trust_mm", None)
-    return found if trust_mm is None else found | {"uncertainty/trusted": float(p95 <= trust_mm)}
+    return found if transform.trust_mm is None else found | {"uncertainty/trusted": float(p95 <= transform.trust_mm)}
 
 
 def image_metrics(fixed: Volume, start: Volume, warped: Volume, region: Tensor) -> dict[str, float]:
@@ -268,10 +267,14 @@ def _write_all(
     method.save(out / "transform.ckpt")
     files += [out / "transform.ckpt", *method.report(out)]
     record = {"case": pair.name, **evaluation.metrics, **extra}
-    # JSON has no infinity (the PSNR of equal images) and no NaN.
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    io.write_text(out / "metrics.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    write_metrics(out / "metrics.json", record)
     return [*files, out / "metrics.json", out / "figures" / "registration.png"]
+
+
+def write_metrics(path: Path, record: dict[str, Any]) -> None:
+    """A record as JSON, which has no infinity (the PSNR of equal images) and no NaN: null in their place."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    io.write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def inverse_displacement(transform: Transform, domain: Domain) -> Tensor:

@@ -1,9 +1,7 @@
 """What runs leave to look at: pictures during a fit, files and tables after an evaluation."""
 
 import csv
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from medinr.data.pair import Pair
 from medinr.fields import Transform
 from medinr.io import write_text
 from medinr.ranks import gather
-from medinr.results import Evaluation, evaluate, page, save_picture, write_results
+from medinr.results import Evaluation, evaluate, page, save_picture, write_metrics, write_results
 from medinr.space import Domain, Image
 
 
@@ -127,9 +125,7 @@ class ResultWriter(Callback):
             return
         names = [k for k in self._cases[0] if all(k in case for case in self._cases)]
         self.metrics = {k: sum(case[k] for case in self._cases) / len(self._cases) for k in names}
-        record = {"case": f"mean of {len(self._cases)}", **self.metrics}
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        write_text(self.out / "metrics.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
+        write_metrics(self.out / "metrics.json", {"case": f"mean of {len(self._cases)}", **self.metrics})
 
     def _take(self, trainer: lightning.Trainer, evaluation: Evaluation, pair: Pair) -> None:
         self.metrics = evaluation.metrics
@@ -150,9 +146,7 @@ class ResultWriter(Callback):
         self._take(trainer, found, pair)
         out = self._folder(pair, trainer.num_test_batches)
         out.mkdir(parents=True, exist_ok=True)
-        part = out / "metrics.json.part"
-        part.write_text(json.dumps({"case": pair.name, **found.metrics}, indent=2) + "\n")
-        os.replace(part, out / "metrics.json")
+        write_metrics(out / "metrics.json", {"case": pair.name, **found.metrics})
         picture = out / "figures" / "registration.png"
         save_picture(picture, found, pair, pair.name)
         self.files = [out / "metrics.json", picture, *pl_module.report(out)]

@@ -36,6 +36,18 @@ def share_inside(points: Points, mask: Mask, domain: Domain) -> float:
     return float(mask[i, j, k].sum() / max(len(points), 1))
 
 
+def warn_outside(points: Points, mask: Mask, domain: Domain, name: str, side: str = "") -> None:
+    """Warn when too few landmarks lie inside their mask; ``side``: ``fixed `` or ``moving `` where there are two."""
+    share = share_inside(points, mask, domain)
+    if share < INSIDE_MASK_SHARE:
+        warnings.warn(
+            f"{name}: {100 * share:.1f}% of the {side}landmarks lie inside the {side}mask (expected "
+            f"{100 * INSIDE_MASK_SHARE:.0f}% or more); look whether the mask is shifted or flipped",
+            RegistrationWarning,
+            stacklevel=3,
+        )
+
+
 def check_pair(pair: Pair) -> None:
     """Raise or warn about what makes results wrong.
 
@@ -64,14 +76,7 @@ def check_pair(pair: Pair) -> None:
             raise UserError(f"{pair.name}: {side} mask: expected some voxels, found an empty mask; give another")
         if points is None:
             continue
-        share = share_inside(points, mask, image.domain)
-        if share < INSIDE_MASK_SHARE:
-            warnings.warn(
-                f"{pair.name}: {100 * share:.1f}% of the {side} landmarks lie inside the {side} mask (expected "
-                f"{100 * INSIDE_MASK_SHARE:.0f}% or more); look whether the mask is shifted or flipped",
-                RegistrationWarning,
-                stacklevel=2,
-            )
+        warn_outside(points, mask, image.domain, pair.name, f"{side} ")
 
 
 def check_images(pair: Pair) -> None:

@@ -1,6 +1,5 @@
 """The base of the data modules of sequences: frames -> the pipeline of pairs, image by image -> one `Sequence`."""
 
-import warnings
 from collections.abc import Mapping
 from collections.abc import Sequence as Series
 from dataclasses import dataclass, replace
@@ -10,10 +9,10 @@ import torch
 
 from medinr.data.base import MedINRDataModule
 from medinr.data.pair import Pair
-from medinr.data.report import INSIDE_MASK_SHARE, describe_domain, litres, share_inside
+from medinr.data.report import describe_domain, litres, warn_outside
 from medinr.data.sequence import Sequence, check_indices, check_times, require_one_grid, wrapped
 from medinr.data.transforms import PlainTensorsd, Resampled
-from medinr.errors import RegistrationWarning, UserError
+from medinr.errors import UserError
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Mask
 
@@ -162,14 +161,7 @@ class SequenceDataModule(MedINRDataModule):
         ):
             if mask is None or points is None:
                 continue
-            share = share_inside(points, mask, image.domain)
-            if share < INSIDE_MASK_SHARE:
-                warnings.warn(
-                    f"{sequence.name}, time {time:g}: {100 * share:.1f}% of the landmarks lie inside the mask "
-                    f"(expected {100 * INSIDE_MASK_SHARE:.0f}% or more); look whether the mask is shifted or flipped",
-                    RegistrationWarning,
-                    stacklevel=2,
-                )
+            warn_outside(points, mask, image.domain, f"{sequence.name}, time {time:g}")
         return sequence
 
     def _load(self) -> Pair:

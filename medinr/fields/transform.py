@@ -27,6 +27,9 @@ class Transform:
         context: the condition that the map is evaluated at, if it takes one.
     """
 
+    trust_mm: float | None = None
+    """Uncertainty above which a result is not to be trusted; None: the transform knows of no uncertainty."""
+
     def __init__(self, map: Map, domain: Domain, start: Matrix, context: Tensor | None = None) -> None:
         self.map = within(map, domain)
         self.domain, self.start, self.context = domain, start.double().cpu(), context

@@ -40,6 +40,7 @@ from medinr.space import Domain
 from tests.benchmarks import comparison_tools as tools
 from tests.benchmarks import pairs
 from tests.benchmarks.comparison_measure import failure, measure
+from tests.benchmarks.measure import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = Path(__file__).parent / "comparison.jsonl"
@@ -62,10 +63,6 @@ SHOWN = (
 Row = dict[str, Any]
 Task = tuple[str, str, str, int]
 """Tool, setting, pair, seed."""
-
-
-def read_rows(file: Path = ROWS) -> list[Row]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def append(row: Row, rows: Path = ROWS) -> None:

@@ -35,6 +35,7 @@ from medinr.methods import RegistrationModule
 from medinr.metrics import tre
 from medinr.space import Domain, Image
 from tests.benchmarks.comparison_inr import STEPS, ccidir, idir, read_pair
+from tests.benchmarks.measure import read_rows
 
 ROWS = Path(__file__).parent / "cycle.jsonl"
 TUNING = (1, 2)
@@ -104,10 +105,6 @@ def run(work: Path, case: int, kind: str, setting: str, seed: int, steps: int) -
     return row
 
 
-def rows() -> list[Row]:
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
-
-
 def plan(given: argparse.Namespace) -> Iterator[tuple[int, str, str, int]]:
     for seed in range(given.seeds):
         for setting in given.settings.split(","):
@@ -134,7 +131,7 @@ def threshold(tuning: list[Row]) -> float:
 
 def report() -> str:
     found, lines = (
-        rows(),
+        read_rows(ROWS),
         ["| setting | method | failures, 95 % interval | TRE mm, mean (sd over runs) |", "|---|---|---|---|"],
     )
     for setting in ("plain", "provoked"):
@@ -174,7 +171,7 @@ def main() -> None:
     if given.report:
         print(report())
         return
-    done = {(r["case"], r["kind"], r["setting"], r["seed"]) for r in rows()}
+    done = {(r["case"], r["kind"], r["setting"], r["seed"]) for r in read_rows(ROWS)}
     for key in plan(given):
         if key not in done:
             row = run(given.work, *key, given.steps)

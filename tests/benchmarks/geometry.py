@@ -36,6 +36,7 @@ from medinr.losses import NCC, Barrier, Jacobian, LocalNCC, OwnCoordinates
 from medinr.methods import PairRegistration
 from medinr.phantoms.tube import KINDS, TubeCase
 from medinr.space import Image, transform_points
+from tests.benchmarks.measure import read_rows
 
 ROWS = Path(__file__).parent / "geometry.jsonl"
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,10 +130,6 @@ def table(rows: list[Row]) -> str:
             cells.append(f"{np.mean(found):.2f} ({each})" if found else "")
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def main() -> None:

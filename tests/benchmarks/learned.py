@@ -33,6 +33,7 @@ from medinr.callbacks import runs
 from medinr.fields.warp import resample_labels
 from medinr.methods import LearnedRegistration, load_method
 from medinr.results import Evaluation, evaluate
+from tests.benchmarks.measure import read_rows
 from tests.benchmarks.tables import ROOT, commit, medinr
 
 ROWS = Path(__file__).parent / "learned.jsonl"
@@ -40,10 +41,6 @@ EXPERIMENTS = ("voxelmorph_slabs", "midir_slabs")
 PRESETS = ("fast",)
 TEST_PAIRS = 5
 Row = dict[str, Any]
-
-
-def load() -> list[Row]:
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
 
 
 def add(row: Row) -> None:
@@ -167,16 +164,16 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the curves from the rows, and do nothing else")
     args = parser.parse_args()
     if args.figure:
-        figure(args.figure, load())
+        figure(args.figure, read_rows(ROWS))
         return
     torch.set_num_threads(1)
     root = args.shared.resolve() / "data" / "adult_t1_slabs"
     data = AdultSlabs(str(root), test_pairs=TEST_PAIRS)
     for name in (args.only or ",".join((*EXPERIMENTS, *PRESETS))).split(","):
         if name in EXPERIMENTS:
-            learned(name, root, args.work.resolve(), data, load())
+            learned(name, root, args.work.resolve(), data, read_rows(ROWS))
         else:
-            fitted(name, args.work.resolve(), data, load())
+            fitted(name, args.work.resolve(), data, read_rows(ROWS))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Timing, memory, flops: what every benchmark measures with."""
 
+import json
 import random
 import resource
 import statistics
@@ -19,6 +20,11 @@ clock: Callable[[], float] = time.perf_counter
 """What times are read from; `run` puts the process's own seconds here for a machine that others use too."""
 Step = Callable[[], None]
 """One thing to be timed: a forward and a backward pass, say."""
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none where there is no file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def seconds(step: Step) -> float:

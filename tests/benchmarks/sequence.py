@@ -46,6 +46,7 @@ from medinr.methods import load_method
 from medinr.space import Image
 from medinr.timeline import displacement_on, held_out_scores
 from medinr.types import Mask, Points
+from tests.benchmarks.measure import read_rows
 from tests.benchmarks.tables import ROOT, commit
 
 ROWS = Path(__file__).parent / "sequence.jsonl"
@@ -178,10 +179,6 @@ def pair_rows(sequence: Sequence, preset: str) -> list[Row]:
     return rows
 
 
-def read_rows() -> list[Row]:
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
-
-
 def append(rows: list[Row], **common: Any) -> None:
     """All rows of a fit at once: a fit is there or is not."""
     digits = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
@@ -223,7 +220,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.report:
-        print(report(read_rows()))
+        print(report(read_rows(ROWS)))
         return
     if given.work is None:
         parser.error("--work: expected a folder for runs and the phantom")
@@ -231,7 +228,7 @@ def main() -> None:
         sequence, options = data_of(series, given.shared, given.work)
 
         def there(method: str, seed: int, series: str = series) -> bool:
-            return any((r["series"], r["method"], r["seed"]) == (series, method, seed) for r in read_rows())
+            return any((r["series"], r["method"], r["seed"]) == (series, method, seed) for r in read_rows(ROWS))
 
         if not there("none", 0):
             append(extreme_rows(sequence, SERIES[series][3]), series=series, method="none", seed=0, commit=commit())

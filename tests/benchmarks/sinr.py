@@ -40,6 +40,7 @@ from medinr.methods.levels import robust_window, windowed
 from medinr.space import REFERENCE_LENGTH_MM
 from tests.benchmarks.comparison_inr import HIDDEN, POINTS, STEPS, read_pair
 from tests.benchmarks.comparison_measure import failure, measure
+from tests.benchmarks.measure import read_rows
 
 ROWS = Path(__file__).parent / "sinr.jsonl"
 SHRINKS = (4.0, 2.0, 1.0)
@@ -112,10 +113,6 @@ def run(
     }  # fmt: skip
 
 
-def read_rows() -> list[Row]:
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
-
-
 def find(rows: list[Row], **wanted: Any) -> Row | None:
     return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), None)
 
@@ -157,7 +154,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.report:
-        print(report(read_rows()))
+        print(report(read_rows(ROWS)))
         return
     if given.work is None:
         parser.error("--work: expected the folder that holds pairs/")
@@ -165,7 +162,7 @@ def main() -> None:
         for contrast in given.contrasts.split(","):
             for seed in range(given.seeds):
                 for kind in given.fields.split(","):
-                    rows = read_rows()
+                    rows = read_rows(ROWS)
                     if find(rows, pair=pair, contrast=contrast, field=kind, seed=seed):
                         continue
                     dense = find(rows, pair=pair, contrast=contrast, field="dense", seed=seed)
