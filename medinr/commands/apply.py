@@ -14,7 +14,7 @@ from medinr.fields.stored import StoredTransform, is_stored
 from medinr.fields.warp import resample, resample_labels
 from medinr.io import PointsSpace
 from medinr.io.slicer import slicer_suffix
-from medinr.methods import ConditionedRegistration, load_method
+from medinr.methods import ConditionedRegistration, RegistrationModule, load_method
 from medinr.results import inverse_displacement
 from medinr.space import Domain
 from medinr.types import Points
@@ -41,6 +41,11 @@ def load_transform(
             )
         return StoredTransform(checkpoint, reference)
     method = load_method(checkpoint, device)
+    if not isinstance(method, RegistrationModule):
+        raise UserError(
+            f"{checkpoint}: expected a transform of a pair of images, found a {type(method).__name__}, which has none; "
+            "give the checkpoint of a registration"
+        )
     if alpha is not None:
         if not isinstance(method, ConditionedRegistration):
             raise UserError(f"--alpha: {checkpoint} is not conditioned on a regularization weight; leave --alpha out")

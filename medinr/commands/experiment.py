@@ -41,7 +41,7 @@ from medinr.commands.checks import check_writable
 from medinr.commands.messages import explain, one_line
 from medinr.commands.sequence import times_of_run, write_sequence
 from medinr.errors import UserError
-from medinr.methods import RegistrationModule
+from medinr.methods import Method
 from medinr.ranks import is_first
 from medinr.results import summary
 
@@ -114,7 +114,7 @@ class ExperimentCLI(LightningCLI):
             "description": ABOUT.format(command=command),
         }
         super().__init__(
-            RegistrationModule,
+            Method,
             lightning.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -17,7 +17,7 @@ from typing import Any
 from medinr.errors import UserError
 
 BASES = {
-    "model": ("medinr.methods", "RegistrationModule"),
+    "model": ("medinr.methods", "Method"),
     "method": ("medinr.methods", "RegistrationMethod"),
     "data": ("lightning.pytorch", "LightningDataModule"),
     "field": ("medinr.fields", "Field"),

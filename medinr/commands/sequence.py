@@ -10,7 +10,7 @@ from medinr.commands.checks import DEVICES, check_device, check_inputs_stay, che
 from medinr.errors import UserError
 from medinr.fields.warp import resample_labels
 from medinr.io import PointsSpace
-from medinr.methods import RegistrationModule, load_method
+from medinr.methods import Method, load_method
 from medinr.precision import full
 from medinr.timeline import Subject, default_times, parse_times
 from medinr.timeline_files import write_timeline
@@ -69,7 +69,7 @@ def sequence(
     return write_timeline(out, method, subject, chosen, between, extremes, exact, fps)
 
 
-def timed(method: RegistrationModule, name: str) -> Any:
+def timed(method: Method, name: str) -> Any:
     """The method, if it knows time.
 
     Raises:

@@ -4,7 +4,8 @@ from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
 from medinr.methods.cycle import CycleConsistentRegistration
 from medinr.methods.learned import LearnedRegistration
-from medinr.methods.module import RegistrationModule, load_method
+from medinr.methods.method import Method, load_method
+from medinr.methods.module import RegistrationModule
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
 from medinr.methods.spatiotemporal import SpatioTemporalRegistration
@@ -14,6 +15,7 @@ __all__ = [
     "ConditionedRegistration",
     "CycleConsistentRegistration",
     "LearnedRegistration",
+    "Method",
     "PairRegistration",
     "RefinedRegistration",
     "Refinement",

@@ -12,8 +12,9 @@ from medinr.errors import UserError
 from medinr.fields import Field, Transform, as_map
 from medinr.losses import OwnCoordinates, Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
+from medinr.methods.method import Group, share_of_rate
 from medinr.methods.mixins import INRMixin, RegularizerMixin
-from medinr.methods.module import Group, RegistrationModule, share_of_rate
+from medinr.methods.module import RegistrationModule
 from medinr.ranks import share
 from medinr.sampling import PointSampler
 from medinr.space import Domain

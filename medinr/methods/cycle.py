@@ -13,7 +13,8 @@ from medinr.errors import UserError
 from medinr.fields import CycleTransform, Inference
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import voxel_mm
-from medinr.methods.module import Group, RegistrationModule
+from medinr.methods.method import Group
+from medinr.methods.module import RegistrationModule
 from medinr.space import transform_points
 from medinr.types import Points, Scalar
 

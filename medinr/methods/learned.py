@@ -18,7 +18,8 @@ from medinr.fields.unet import PairNetwork
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
 from medinr.methods.levels import robust_windows, windowed
-from medinr.methods.module import PRECISIONS, Group, RegistrationModule
+from medinr.methods.method import PRECISIONS, Group
+from medinr.methods.module import RegistrationModule
 from medinr.precision import full
 from medinr.results import Evaluation
 from medinr.space import REFERENCE_LENGTH_MM, Domain

@@ -18,7 +18,7 @@ from medinr.losses.volumes import VolumeNCC
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, carried, compare_on_grid, make_grid, voxel_mm
 from medinr.methods.levels import Level, Window
-from medinr.methods.module import Group, Rate
+from medinr.methods.method import Group, Rate
 from medinr.ranks import world_size
 from medinr.sampling import interpolate
 from medinr.space import Domain, transform_points

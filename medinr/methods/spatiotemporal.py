@@ -20,8 +20,9 @@ from medinr.fields.prior import ImagePrior
 from medinr.fields.warp import render
 from medinr.losses import Regularizer, Similarity, TemporalSmoothness
 from medinr.methods.levels import Level, robust_windows, samplers, windowed
+from medinr.methods.method import Group, share_of_rate
 from medinr.methods.mixins import INRMixin, RegularizerMixin
-from medinr.methods.module import Group, RegistrationModule, share_of_rate
+from medinr.methods.module import RegistrationModule
 from medinr.precision import full
 from medinr.ranks import share, world_size
 from medinr.results import Evaluation, landmarks_over_time

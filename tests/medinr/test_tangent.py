@@ -17,8 +17,7 @@ from medinr.fields.tangent import own_jets
 from medinr.fields.tube import TubeCoordinates
 from medinr.jets import Jet
 from medinr.losses import NCC, Barrier, Bending, Jacobian, OwnCoordinates
-from medinr.methods import PairRegistration
-from medinr.methods.module import load_method
+from medinr.methods import PairRegistration, load_method
 from medinr.space import Domain
 from medinr.types import Points
 from tests.medinr.references import along, derivatives
