@@ -1,6 +1,7 @@
 """Data modules: one file per data set."""
 
 from data_modules.checks import check_root
+from data_modules.cohort import CohortDataModule
 from data_modules.dirlab import DIRLab
 from data_modules.dirlab_sequence import DIRLabSequence
 from data_modules.fourdct import FourDCT
@@ -12,6 +13,7 @@ from data_modules.slabs import AdultSlabs
 
 __all__ = [
     "AdultSlabs",
+    "CohortDataModule",
     "DIRLab",
     "DIRLabSequence",
     "FourDCT",

@@ -127,7 +127,7 @@ class MedINRDataModule(lightning.LightningDataModule):
             Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
             return PersistentDataset([item], transforms, cache_dir=self.cache_dir)[0]
         except RuntimeError as error:
-            raise _users_mistake(error) or error from None
+            raise users_mistake(error) or error from None
 
     # ------------------------------------------------------------------------------------------------- loaders
 
@@ -165,7 +165,7 @@ def fingerprint(item: dict[str, Any], transforms: list[Any]) -> str:
     return pickle_hashing((files, settings)).decode()
 
 
-def _users_mistake(error: BaseException | None) -> UserError | None:
+def users_mistake(error: BaseException | None) -> UserError | None:
     """The `UserError` that MONAI has wrapped in RuntimeErrors, one per transform, or None."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__

@@ -1,0 +1,72 @@
+"""Images that lie in zip archives, read without unpacking anything to disk."""
+
+import gzip
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from medinr.errors import UserError
+from medinr.io import existing_file
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """One file in a zip archive."""
+
+    archive: Path
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}!{self.member}"
+
+
+Source: TypeAlias = str | Path | ZipMember
+"""Where an image lies."""
+
+
+def members(archive: str | Path) -> frozenset[str]:
+    """Names of the files in an archive.
+
+    Raises:
+        UserError: missing, empty or damaged archive.
+    """
+    file = existing_file(archive)
+    try:
+        with zipfile.ZipFile(file) as opened:
+            return frozenset(opened.namelist())
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"{file}: expected a whole zip archive, found a damaged one ({error}); copy it again") from None
+
+
+def open_source(source: Source) -> str | Path | nib.nifti1.Nifti1Image:
+    """What the readers of `medinr.io` accept: a path as it is, a member of an archive as a nibabel image in memory.
+
+    Raises:
+        UserError: damaged archive; no such member; a member that is no NIfTI image.
+    """
+    if not isinstance(source, ZipMember):
+        return source
+    try:
+        with zipfile.ZipFile(existing_file(source.archive)) as opened:
+            data = opened.read(source.member)
+    except KeyError:
+        raise UserError(f"{source}: expected this file in the archive, found none; copy the archive again") from None
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: expected a whole archive, found a damaged one ({error}); copy it again") from None
+    try:
+        image = nib.nifti1.Nifti1Image.from_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        np.asanyarray(image.dataobj)  # a member that is cut short shows here
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise UserError(
+            f"{source}: expected a whole NIfTI image, found one that cannot be read ({reason}); copy the archive again"
+        ) from None
+    image.set_filename(str(source))  # for messages
+    return image
