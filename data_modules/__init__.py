@@ -2,6 +2,7 @@
 
 from data_modules.checks import check_root
 from data_modules.cohort import CohortDataModule
+from data_modules.crl import FetalCRL
 from data_modules.dirlab import DIRLab
 from data_modules.dirlab_sequence import DIRLabSequence
 from data_modules.fourdct import FourDCT
@@ -16,6 +17,7 @@ __all__ = [
     "CohortDataModule",
     "DIRLab",
     "DIRLabSequence",
+    "FetalCRL",
     "FourDCT",
     "FourDCTSequence",
     "LongitudinalSequence",
