@@ -112,14 +112,21 @@ def write_image(path: str | Path, data: Tensor | NDArray[Any], domain: Domain, d
     save_nifti(path, array.astype(dtype or _storage_type(array.dtype), copy=False), domain)
 
 
-def save_nifti(path: str | Path, array: NDArray[Any], domain: Domain, intent: str = "none") -> None:
-    """Write an array whose first three axes are the domain's; ``intent`` is nibabel's name of the NIfTI intent."""
+def save_nifti(
+    path: str | Path, array: NDArray[Any], domain: Domain, intent: str = "none", slope: float | None = None
+) -> None:
+    """Write an array whose first three axes are the domain's; ``intent`` is nibabel's name of the NIfTI intent.
+
+    ``slope``: the factor by which a reader multiplies the stored whole numbers.
+    """
     if suffix_of(Path(path)) not in NIFTI_SUFFIXES:
         raise UserError(f"{path}: expected a name ending in .nii or .nii.gz, found {Path(path).name}; change the name")
     affine = domain.voxel_to_world.numpy()
     image = nib.nifti1.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.header.set_intent(intent)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     written = Domain.of(domain.shape, image.get_qform())

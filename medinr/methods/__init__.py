@@ -1,5 +1,6 @@
 """Methods: one file each."""
 
+from medinr.methods.atlas import ConditionalAtlas
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
 from medinr.methods.cycle import CycleConsistentRegistration
@@ -12,6 +13,7 @@ from medinr.methods.spatiotemporal import SpatioTemporalRegistration
 from medinr.methods.volume import VolumeRegistration
 
 __all__ = [
+    "ConditionalAtlas",
     "ConditionedRegistration",
     "CycleConsistentRegistration",
     "LearnedRegistration",

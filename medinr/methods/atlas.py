@@ -1,0 +1,374 @@
+"""Conditional spatio-temporal atlases of many scans: one decoder, one code for each scan (CINeMA, CINA)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medinr.data.cohort import Cohort, Condition, Scan
+from medinr.data.encoded import as_plain, encode, encoded_size, from_plain
+from medinr.data.scan_points import Drawn, ScanPoints, brain, cross_entropy, placement, weighted_l1
+from medinr.errors import UserError
+from medinr.fields.modulated import ModulatedSIREN
+from medinr.fields.poses import AFFINE, RIGID, PoseKind, move, pose_size, roughness
+from medinr.latents import Latent, kernel_weights, mean_latent
+from medinr.methods.method import Group, Method, share_of_rate
+from medinr.ranks import rank, world_size
+from medinr.types import Scalar
+
+MARGIN = 1.1
+"""The cube of the codes, in the largest distance of any brain's voxel from its centre."""
+
+
+class ConditionalAtlas(Method):
+    """min over decoder, codes z_i, poses P_i of sum_i |f(P_i x, z_i, c_i) - I_i(x)| + CE(labels) on random points.
+
+    An auto-decoder: Dannecker et al., CINeMA, IEEE TMI 2025 (arXiv 2506.09668); with codes of one node, CINA (arXiv
+    2403.08550). Every training scan has a code and a pose of its own; the decoder is shared. Nothing is registered. The
+    atlas at an age is the decoder at the kernel-weighted mean of the codes (`at`), at any resolution; a new scan is
+    fitted with the decoder frozen (`medinr.adapt`), and can be added.
+
+    Modalities and labels that a scan lacks carry no loss; each counts as if all scans had it. Explicit conditions that
+    a scan lacks are fitted like its code.
+
+    Differences from the published code: poses are exponentials, with zero mean over the scans after every step, and may
+    be affine or splines; the intensity outside the mask is 0 and is fitted, so that the atlas ends where the brain
+    does; weights of codes and their smoothness over age (both 0 as published); Adam, with a cosine over steps.
+
+    Args:
+        decoder: the shared network.
+        points: random points a step, over all scans of the step.
+        scans: scans a step, at most.
+        explicit: names of the conditions that the decoder is told; None: all of the cohort's.
+        time: the condition that atlases are made along (None: the first continuous one).
+        sigma: standard deviation of the kernel over time, in its units (published 0.5 weeks).
+        degree: 0, kernel mean as published, or 1, local linear regression (see `medinr.latents.kernel_weights`).
+        pose: ``rigid`` as published, ``affine`` or ``spline``. Affine poses start with the scans' sizes.
+        control: control points along each axis of a spline pose.
+        label_weight: of the cross-entropy (published 1).
+        code_weight: of the codes' mean square.
+        smooth_weight: of the mean square by which a code differs from the line through its neighbours in time.
+        pose_weight: of the stretches' mean square, and 100 times of the spline's roughness.
+        halo, halo_mm: share of the points in the halo around the mask, and its width.
+        elsewhere: share of the points in the whole grid.
+        jitter: points anywhere in a voxel, not at its centre only.
+        lr, code_lr, pose_lr: peak learning rates of decoder, codes (and fitted conditions), poses.
+        warmup: share of the steps with a linearly rising learning rate.
+        cosine: let the learning rates fall to zero along a cosine.
+        condition_scale: what the ends of a condition's range become (published 0.05 to 0.15).
+        code_std: standard deviation of the codes at the start.
+    """
+
+    amortised = True
+    """A checkpoint is not bound to the grid of one image."""
+
+    def __init__(
+        self,
+        decoder: ModulatedSIREN,
+        points: int = 8192,
+        scans: int = 16,
+        explicit: Sequence[str] | None = None,
+        time: str | None = None,
+        sigma: float = 0.5,
+        degree: Literal[0, 1] = 0,
+        pose: PoseKind = "rigid",
+        control: int = 5,
+        label_weight: float = 1.0,
+        code_weight: float = 0.0,
+        smooth_weight: float = 0.0,
+        pose_weight: float = 0.0,
+        halo: float = 0.15,
+        halo_mm: float = 5.0,
+        elsewhere: float = 0.05,
+        jitter: bool = False,
+        lr: float = 1e-4,
+        code_lr: float = 5e-4,
+        pose_lr: float = 1e-3,
+        warmup: float = 0.0,
+        cosine: bool = True,
+        condition_scale: float = 0.1,
+        code_std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        for name, value, low in (("points", points, 1), ("scans", scans, 1), ("control", control, 4)):
+            if value < low:
+                raise UserError(f"{name}: expected {low} or more, got {value}")
+        if sigma <= 0 or min(halo, elsewhere) < 0 or halo + elsewhere >= 1:
+            raise UserError(
+                "expected sigma above 0, and shares halo and elsewhere that leave some points for the brain, got sigma "
+                f"{sigma}, halo {halo}, elsewhere {elsewhere}"
+            )
+        self.decoder = decoder
+        self.points, self.scans_per_step, self.explicit, self.time_name = points, scans, explicit, time
+        self.sigma, self.degree, self.pose_kind, self.control = sigma, degree, pose, control
+        self.label_weight, self.code_weight, self.smooth_weight = label_weight, code_weight, smooth_weight
+        self.pose_weight, self.halo, self.halo_mm, self.elsewhere = pose_weight, halo, halo_mm, elsewhere
+        self.jitter, self.lr, self.code_lr, self.pose_lr = jitter, lr, code_lr, pose_lr
+        self.warmup, self.cosine, self.condition_scale, self.code_std = warmup, cosine, condition_scale, code_std
+        # One parameter for each scan: the optimizer then leaves alone those that a step did not touch, so that the
+        # cost of a step does not grow with the cohort.
+        self.codes, self.poses, self.fitted = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        self.names: list[str] = []
+        self.samplers: list[ScanPoints] = []
+
+    # -- the cohort ----------------------------------------------------------------------------------------------
+
+    @property
+    def subject(self) -> Cohort:
+        cohort = getattr(self.trainer.datamodule, "cohort", None)  # type: ignore[attr-defined]
+        if not isinstance(cohort, Cohort):
+            raise UserError(
+                f"data: expected a cohort of scans, found {type(self.trainer.datamodule).__name__}; "  # type: ignore[attr-defined]
+                "use a data module of cohorts, as CohortDataModule or DHCP"
+            )
+        return cohort
+
+    def size(self, cohort: Cohort) -> None:
+        """Make codes and poses of the training scans, and the decoder's outputs."""
+        names = list(cohort.names("train"))
+        if self.names:
+            if self.names[: len(names)] != names:
+                raise UserError(
+                    f"data: expected the {len(self.names)} scans that the atlas was trained on, found others"
+                )
+            return
+        masks = [(brain(scan), scan.domain) for scan in map(cohort.scan, names)]
+        placed = [placement(mask, domain) for mask, domain in masks]
+        stretch = torch.stack([s for _, s, _ in placed]).log()
+        self.remember({
+            "cohort": cohort.name,
+            "modalities": list(cohort.modalities),
+            "labels": {str(k): v for k, v in cohort.label_names.items()},
+            "conditions": [as_plain(c) for c in cohort.conditions],
+            "unit_mm": MARGIN * max(reach for _, _, reach in placed),
+            "spacing": min(min(domain.spacing) for _, domain in masks),
+            "seed": torch.initial_seed() % 2**31,
+            "names": names,
+            "centres": [centre.tolist() for centre, _, _ in placed],
+            "known": [dict(cohort.known[n]) for n in names],
+        })  # fmt: skip
+        with torch.no_grad():
+            for pose, own in zip(self.poses, stretch, strict=True):
+                if len(pose) > RIGID:  # a small brain is stretched to the mean of all
+                    pose[RIGID : RIGID + 3] = (stretch.mean(0) - own).to(pose)
+                    pose[RIGID + 3 : AFFINE] = 0
+
+    def remember(self, state: dict[str, Any]) -> None:
+        """Keep what a checkpoint must carry, and make the parameters that it asks for."""
+        self.state = state
+        self.modalities = tuple(state["modalities"])
+        self.labels = (0, *(int(v) for v in state["labels"])) if state["labels"] else (0,)
+        self.conditions = tuple(from_plain(c) for c in state["conditions"])
+        self.told = self._explicit()
+        self.unit_mm = float(state["unit_mm"])
+        self.names = list(state["names"])
+        classes = len(self.labels) if len(self.labels) > 1 else 0
+        self.decoder.size(len(self.modalities) + classes, self.told_size)
+        while len(self.codes) < len(self.names):
+            self._new_member()
+
+    def _explicit(self) -> tuple[Condition, ...]:
+        if self.explicit is None:
+            return self.conditions
+        names = [c.name for c in self.conditions]
+        if missing := [n for n in self.explicit if n not in names]:
+            raise UserError(f"model.explicit: expected some of {', '.join(names) or 'none'}; found {missing[0]}")
+        return tuple(c for c in self.conditions if c.name in self.explicit)
+
+    @property
+    def told_size(self) -> int:
+        """Numbers of the explicit conditions."""
+        return sum(encoded_size(c) for c in self.told)
+
+    def _new_member(self) -> None:
+        nodes, device = self.decoder.nodes, self.decoder.first.weight.device
+        code = self.code_std * torch.randn(self.decoder.code, nodes, nodes, nodes)
+        self.codes.append(nn.Parameter(code.to(device)))
+        self.poses.append(nn.Parameter(torch.zeros(pose_size(self.pose_kind, self.control), device=device)))
+        self.fitted.append(nn.Parameter(torch.zeros(self.told_size, device=device)))
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        self.remember({k: v for k, v in kept.items() if k != "method"})
+
+    @property
+    def time(self) -> Condition | None:
+        """The condition that atlases are made along."""
+        if self.time_name is not None:
+            found = next((c for c in self.conditions if c.name == self.time_name), None)
+            if found is None:
+                raise UserError(f"model.time: expected one of {', '.join(c.name for c in self.conditions)}")
+            return found
+        return next((c for c in self.conditions if c.kind == "continuous"), None)
+
+    @property
+    def times(self) -> Tensor:
+        """The time of each scan [S], NaN where unknown."""
+        name = self.time.name if self.time is not None else ""
+        return torch.tensor([known.get(name, float("nan")) for known in self.state["known"]], dtype=torch.float32)
+
+    @property
+    def attached(self) -> bool:
+        return bool(self.samplers)
+
+    def attach(self, cohort: Cohort) -> None:
+        self.samplers = [self.sampler(cohort.scan(n)).to(self.device) for n in cohort.names("train")]
+        self.share = self._shares(self.samplers)
+        told = [encode(self.told, known) for known in self.state["known"]]
+        self.encoded = torch.stack(told).to(self.device) if told else torch.zeros(0, 0)
+        order = self.times.argsort(stable=True).tolist()
+        self.neighbours = {b: (a, c) for a, b, c in zip(order, order[1:], order[2:], strict=False)}
+
+    def sampler(self, scan: Scan) -> ScanPoints:
+        return ScanPoints(scan, self.modalities, self.labels, self.halo_mm)
+
+    def _shares(self, samplers: Sequence[ScanPoints]) -> tuple[Tensor, float]:
+        """1 / (share of the scans that have it) of each modality, and of labels: a rare one counts no less."""
+        modalities = torch.stack([s.present for s in samplers]).float().mean(0)
+        labels = sum(s.classes is not None for s in samplers) / len(samplers)
+        return 1 / modalities.clamp(min=1 / len(samplers)), 1 / labels if labels else 0.0
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def chosen(self, step: int) -> list[int]:
+        """The scans of a step: every scan once before any comes again, in an order that changes every time."""
+        total, n = len(self.samplers), min(self.scans_per_step, len(self.samplers))
+        found = []
+        for place in range(step * n, step * n + n):
+            order = torch.Generator().manual_seed(self.state["seed"] + place // total)
+            found.append(int(torch.randperm(total, generator=order)[place % total]))
+        return found[rank() :: world_size()]
+
+    def draw(self) -> list[tuple[int, Drawn]]:
+        """Points of this process's scans of the step. They depend on the step and the scan alone."""
+        step = self.global_step if self._trainer is not None else 0
+        chosen, found = self.chosen(step), []
+        each = max(1, self.points // min(self.scans_per_step, len(self.samplers)))
+        for i in chosen:
+            seed = (self.state["seed"] * 1_000_003 + step * 10_007 + i) % 2**62
+            generator = torch.Generator(self.device).manual_seed(seed)
+            found.append((i, self.samplers[i].draw(each, generator, self.halo, self.elsewhere, self.jitter)))
+        return found
+
+    def told_of(self, i: int) -> Tensor:
+        """The conditions [q] of a training scan as the decoder gets them: known ones, and fitted ones where missing."""
+        return torch.where(self.encoded[i].isnan(), self.fitted[i], self.encoded[i])
+
+    def decode(self, world: Tensor, codes: Tensor, encoded: Tensor, poses: Tensor, centres: Tensor) -> Tensor:
+        """Intensities and logits [S, n, M + K] at world points [S, n, 3] of S brains."""
+        x = ((world - centres[:, None]) / self.unit_mm).float()
+        table = self.decoder.table(codes, self.condition_scale * encoded)
+        out: Tensor = self.decoder(move(poses, x, self.control), table)
+        return out
+
+    def objective(self, batch: list[tuple[int, Drawn]]) -> dict[str, Scalar]:
+        size = 1 if self.device.type == "cpu" else len(batch)  # on a CPU the activations of one scan stay in the cache
+        found = [self._terms(batch[i : i + size]) for i in range(0, len(batch), size)]
+        terms = {k: torch.stack([f[k] for f in found]).sum() / len(batch) for k in found[0]}
+        chosen = [i for i, _ in batch]
+        return terms | {k: v for k, v in self._penalties(chosen).items() if v.requires_grad}
+
+    def _terms(self, batch: list[tuple[int, Drawn]]) -> dict[str, Scalar]:
+        """Sums over some scans of their mean losses."""
+        ids = [i for i, _ in batch]
+        codes, poses = (torch.stack([p[i] for i in ids]) for p in (self.codes, self.poses))
+        encoded = torch.stack([self.told_of(i) for i in ids])
+        centres = torch.tensor([self.state["centres"][i] for i in ids], device=self.device)
+        out = self.decode(torch.stack([d.world for _, d in batch]), codes, encoded, poses, centres)
+        m = len(self.modalities)
+        weight, labels = self.share
+        sums = [
+            weighted_l1(o[:, :m], d.values, weight * self.samplers[i].present / m)
+            for o, (i, d) in zip(out, batch, strict=True)
+        ]
+        terms = {"intensity": torch.stack(sums).sum()}
+        if len(self.labels) > 1 and labels:
+            entropy = [
+                cross_entropy(o[:, m:], d.classes)
+                for o, (_, d) in zip(out, batch, strict=True)
+                if d.classes is not None
+            ]
+            total = torch.stack(entropy).sum() if entropy else out.new_zeros(())
+            terms["labels"] = self.label_weight * labels * total
+        return terms
+
+    def _penalties(self, chosen: list[int]) -> dict[str, Scalar]:
+        found: dict[str, list[Tensor]] = {"codes": [], "smooth": [], "poses": []}
+        for i in chosen:
+            if self.code_weight:
+                found["codes"].append(self.code_weight * self.codes[i].square().mean())
+            if self.smooth_weight and i in self.neighbours:
+                found["smooth"].append(self.smooth_weight * self._bend(i))
+            if self.pose_weight and self.pose_kind != "rigid":
+                pose = self.poses[i][None]
+                bent = pose[:, RIGID:AFFINE].square().mean() + 100 * roughness(pose, self.control)
+                found["poses"].append(self.pose_weight * bent)
+        return {k: torch.stack(v).sum() / len(chosen) for k, v in found.items() if v}
+
+    def _bend(self, i: int) -> Tensor:
+        """Mean square of a code's difference from the line in time through its neighbours' codes."""
+        before, after = self.neighbours[i]
+        t = self.times
+        gap = float(t[after] - t[before])
+        share = float(t[i] - t[before]) / gap if gap > 0 else 0.5
+        if not 0 <= share <= 1:
+            return torch.zeros((), device=self.device)
+        bend: Tensor = (self.codes[i] - torch.lerp(self.codes[before], self.codes[after], share)).square().mean()
+        return bend
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Poses have zero mean over the scans: otherwise all of them and the decoder could move together."""
+        with torch.no_grad():
+            mean = torch.stack(list(self.poses)).mean(0)
+            for pose in self.poses:
+                pose -= mean
+
+    def groups(self) -> list[Group]:
+        total = self.total_steps
+        rates = (
+            (self.decoder, self.lr),
+            (self.codes, self.code_lr),
+            (self.fitted, self.code_lr),
+            (self.poses, self.pose_lr),
+        )
+
+        def rate(peak: float) -> Any:
+            return lambda step: peak * share_of_rate(step, total, self.warmup, self.cosine)
+
+        return [(list(part.parameters()), rate(peak)) for part, peak in rates if len(list(part.parameters()))]
+
+    # -- what the atlas knows ------------------------------------------------------------------------------------
+
+    def member(self, i: int) -> Latent:
+        """A training scan, or one that was added, as it lies in its own space."""
+        known = encode(self.told, self.state["known"][i])
+        fitted = self.fitted[i].detach().cpu()
+        centre = torch.tensor(self.state["centres"][i])
+        code, pose = self.codes[i].detach().cpu(), self.poses[i].detach().cpu()
+        return Latent(code, torch.where(known.isnan(), fitted, known), pose, centre)
+
+    def at(self, time: float | None, values: Mapping[str, float] | None = None) -> Latent:
+        """The atlas at a time: kernel-weighted mean of the codes, and the conditions that are asked for.
+
+        Args:
+            time: in the units of the condition `time`; None: the mean of all scans.
+            values: of explicit conditions by name (a level by its index); others are the weighted mean.
+
+        Raises:
+            UserError: a condition that the decoder was not told.
+        """
+        times = self.times
+        if time is None:
+            weights = torch.full_like(times, 1 / len(times))
+        else:
+            weights = kernel_weights(times, time, self.sigma, self.degree)
+        found = mean_latent([self.member(i) for i in range(len(self.names))], weights)
+        asked = dict(values or {})
+        if unknown := [k for k in asked if k not in [c.name for c in self.told]]:
+            names = ", ".join(c.name for c in self.told) or "none"
+            raise UserError(f"--condition {unknown[0]}: expected one of the explicit conditions ({names})")
+        if time is not None and self.time in self.told and self.time is not None:
+            asked.setdefault(self.time.name, time)
+        given = encode(self.told, asked)
+        encoded = torch.where(given.isnan(), found.encoded, given)
+        return Latent(found.code, encoded, found.pose, found.centre)
