@@ -1,5 +1,6 @@
 """``medinr phantom``: synthetic data sets with known truth, in the layouts of the real ones."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -31,13 +32,17 @@ def main(args: list[str]) -> int:
     parser = command_parser("phantom", "Write a synthetic data set with known truth.", EXAMPLE)
     parser.add_argument(
         "layout",
-        choices=["dirlab", "tube", "longitudinal"],
+        choices=["dirlab", "tube", "longitudinal", "dhcp"],
         help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests or is moved; "
-        "longitudinal: a thorax at six dates, with a tumour that shrinks and loss of weight",
+        "longitudinal: a thorax at six dates, with a tumour that shrinks and loss of weight; "
+        "dhcp: perinatal brains of 28 to 44 weeks in the layout of dHCP",
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write into")
     parser.add_argument("--cases", type=str, default=None, help="dirlab: cases to write (default: 1-5)")
-    parser.add_argument("--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; others: 96)")
+    parser.add_argument("--subjects", type=int, default=None, help="dhcp: how many (default: 20)")
+    parser.add_argument(
+        "--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; dhcp: 95, 304 is real; others: 96)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data")
     parser.add_argument(
         "--phases", choices=["all", "extremes"], default=None, help="dirlab: T00 to T90, or T00 and T50"
@@ -45,10 +50,10 @@ def main(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.size is not None and given.size < 16:
         raise UserError(f"--size: expected at least 16 voxels in plane, got {given.size}")
-    if given.layout != "dirlab":
-        for name in ("cases", "phases"):
-            if getattr(given, name) is not None:
-                raise UserError(f"--{name}: expected with the layout dirlab only, got {given.layout}; leave it out")
+    for name, layouts in (("cases", ("dirlab",)), ("phases", ("dirlab",)), ("subjects", ("dhcp",))):
+        if getattr(given, name) is not None and given.layout not in layouts:
+            expected = " or ".join(layouts)
+            raise UserError(f"--{name}: expected with the layout {expected} only, got {given.layout}; leave it out")
     cases = case_numbers(given.cases or "1-5")
     check_writable(given.out)
 
@@ -63,6 +68,12 @@ def main(args: list[str]) -> int:
 
         files = write_longitudinal_phantom(Path(given.out), given.size, given.seed)
         what, truth = "a series.tsv", f"(fields, curves of the tumour) in {Path(given.out) / 'truth'}"
+    elif given.layout == "dhcp":
+        from medinr.phantoms.perinatal_cohort import write_dhcp_phantom
+
+        subjects = 20 if given.subjects is None else given.subjects
+        files = write_dhcp_phantom(Path(given.out), subjects, given.size, given.seed, tell=_tell)
+        what, truth = f"{subjects} subjects", f"(maturation, volumes, clean labels) in {Path(given.out) / 'truth'}"
     else:
         from medinr.phantoms.thorax import write_dirlab_phantom
 
@@ -70,6 +81,13 @@ def main(args: list[str]) -> int:
         files = write_dirlab_phantom(Path(given.out), cases, given.size, given.seed, phases=phases)
         what = f"{len(cases)} case(s)"
         truth = f"(fields, masks, landmarks at every phase) in {Path(given.out) / 'truth'}"
+    _tell("")
     print(f"wrote {len(files)} files of {what} to {given.out} in {time.perf_counter() - begin:.0f} s")
     print(f"the truth is {truth}")
     return 0
+
+
+def _tell(line: str) -> None:
+    """Where the work is, on one line of a terminal that is written over."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
