@@ -3,6 +3,7 @@
 from data_modules.checks import check_root
 from data_modules.cohort import CohortDataModule
 from data_modules.crl import FetalCRL
+from data_modules.dhcp import DHCP
 from data_modules.dirlab import DIRLab
 from data_modules.dirlab_sequence import DIRLabSequence
 from data_modules.fourdct import FourDCT
@@ -13,6 +14,7 @@ from data_modules.pair import PairDataModule
 from data_modules.slabs import AdultSlabs
 
 __all__ = [
+    "DHCP",
     "AdultSlabs",
     "CohortDataModule",
     "DIRLab",

@@ -15,11 +15,11 @@ DRAWEM9: Mapping[int, str] = {
 }  # fmt: skip
 DHCP_ENDINGS: Mapping[str, tuple[str, ...]] = {
     "T2w": ("desc-restore_T2w", "desc-restore_space-T2w_T2w", "T2w"),
-    "T1w": ("desc-restore_T1w", "desc-restore_space-T2w_T1w", "T1w"),
+    "T1w": ("desc-restore_space-T2w_T1w", "desc-restore_T1w"),
     "labels": ("desc-drawem9_dseg", "desc-drawem9_space-T2w_dseg"),
     "mask": ("desc-brain_mask", "desc-bet_space-T2w_brainmask"),
 }
-"""What a file name ends in, present release first, then the older one; raw images last."""
+"""What a file name ends in, the first that is there counts. A raw T1w is on a grid of its own, and not listed."""
 DHCP_WRITTEN: Mapping[str, Mapping[str, str]] = {
     "third": {
         "T2w": "T2w", "T1w": "T1w", "restored_T2w": "desc-restore_T2w", "restored_T1w": "desc-restore_T1w",
@@ -31,6 +31,12 @@ DHCP_WRITTEN: Mapping[str, Mapping[str, str]] = {
     },
 }  # fmt: skip
 """What each release calls the files that the phantom writes."""
+
+
+def dhcp_scans(folder: Path) -> list[tuple[str, str]]:
+    """Subject and session, without prefixes, of every ``sub-*/ses-*/anat`` under the pipeline's folder."""
+    found = sorted(anat.parent for anat in folder.glob("sub-*/ses-*/anat") if anat.is_dir())
+    return [(ses.parent.name.removeprefix("sub-"), ses.name.removeprefix("ses-")) for ses in found]
 
 
 def dhcp_file(folder: Path, subject: str, session: str, ending: str) -> Path:
