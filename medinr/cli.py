@@ -21,6 +21,7 @@ COMMANDS = {
     "register": "register two image files, without any YAML",
     "apply": "carry an image, labels or points through a saved transform",
     "sequence": "read a fitted image sequence at any times: images, curves, maps, animation",
+    "atlas": "write a fitted atlas at any ages: volumes, tissues, pictures, curves",
     "evaluate": "measure displacement fields of several cases, in mm and as Learn2Reg does",
     "phantom": "write a synthetic data set with known truth",
     "check": "say what is found under a data folder, and what is wrong with it",
