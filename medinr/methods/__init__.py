@@ -4,6 +4,7 @@ from medinr.methods.atlas import ConditionalAtlas
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.conditioned import ConditionedRegistration
 from medinr.methods.cycle import CycleConsistentRegistration
+from medinr.methods.diffusion import DiffusionDeformation
 from medinr.methods.learned import LearnedRegistration
 from medinr.methods.method import Method, load_method
 from medinr.methods.module import RegistrationModule
@@ -16,6 +17,7 @@ __all__ = [
     "ConditionalAtlas",
     "ConditionedRegistration",
     "CycleConsistentRegistration",
+    "DiffusionDeformation",
     "LearnedRegistration",
     "Method",
     "PairRegistration",

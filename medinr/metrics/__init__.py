@@ -1,5 +1,6 @@
 """What registrations are judged by: pure functions, and torchmetrics classes that gather them over cases."""
 
+from medinr.metrics.centrality import centrality_mm, jacobian_gradient
 from medinr.metrics.consistency import InverseConsistencyError, PointMap, displaced, inverse_consistency
 from medinr.metrics.intensity import PeakSignalToNoiseRatio, StructuralSimilarity, psnr, rms_difference, ssim
 from medinr.metrics.jacobian import (
@@ -36,6 +37,7 @@ __all__ = [
     "StructuralSimilarity",
     "TargetRegistrationError",
     "bracket",
+    "centrality_mm",
     "common_labels",
     "dice",
     "displaced",
@@ -44,6 +46,7 @@ __all__ = [
     "hd95",
     "hd95_learn2reg",
     "inverse_consistency",
+    "jacobian_gradient",
     "nearest_image",
     "psnr",
     "rms_difference",
