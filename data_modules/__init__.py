@@ -1,5 +1,6 @@
 """Data modules: one file per data set."""
 
+from data_modules.brains import AdultSlabsCohort, MouseCohort
 from data_modules.checks import check_root
 from data_modules.cohort import CohortDataModule
 from data_modules.crl import FetalCRL
@@ -16,6 +17,7 @@ from data_modules.slabs import AdultSlabs
 __all__ = [
     "DHCP",
     "AdultSlabs",
+    "AdultSlabsCohort",
     "CohortDataModule",
     "DIRLab",
     "DIRLabSequence",
@@ -24,6 +26,7 @@ __all__ = [
     "FourDCTSequence",
     "LongitudinalSequence",
     "MouseBrains",
+    "MouseCohort",
     "PairDataModule",
     "check_root",
 ]

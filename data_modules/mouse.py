@@ -1,5 +1,6 @@
 """The in-vivo mouse brains of dama-lab/mouse-brain-atlas (FVB), as pairs for methods that learn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,20 +47,33 @@ class MouseBrains(CohortPairs):
         self.starts = starts
         self.splits = {"train": train or [1, 2, 3, 4], "val": val or [5, 6], "test": test or [7, 8]}
 
-    def subjects(self) -> list[Subject]:
-        folders = [Path(self.root) / name for name in FOLDERS]
+    @staticmethod
+    def files(root: str) -> list[Subject]:
+        """All brains of the folder in the order of their names, as they are.
+
+        Raises:
+            UserError: there are none.
+        """
+        folders = [Path(root) / name for name in FOLDERS]
         names = sorted(file.name for file in folders[0].glob("*.nii.gz"))
         if not names:
             raise UserError(f"{folders[0]}: expected one .nii.gz file a brain, found none; check data.root")
+        found = []
+        for number, name in enumerate(names, start=1):
+            image, mask, labels = (folder / name for folder in folders)
+            found.append(Subject(f"mouse-{number}", f"mouse-{number}", "train", image, labels, mask=mask))
+        return found
+
+    def subjects(self) -> list[Subject]:
+        brains = self.files(self.root)
         found: list[Subject] = []
         for split, numbers in self.splits.items():
             for number in numbers:
-                if not 1 <= number <= len(names):
-                    raise UserError(f"data.{split}: expected numbers from 1 to {len(names)}, found {number}")
-                image, mask, labels = (folder / names[number - 1] for folder in folders)
-                brain = Subject(f"mouse-{number}", f"mouse-{number}", split, image, labels, mask=mask)
+                if not 1 <= number <= len(brains):
+                    raise UserError(f"data.{split}: expected numbers from 1 to {len(brains)}, found {number}")
+                brain = replace(brains[number - 1], split=split)
                 start = self.start(found[0] if found else brain, brain)
-                found.append(Subject(brain.name, brain.person, split, image, labels, start, mask))
+                found.append(replace(brain, start=start))
         return found
 
     def start(self, first: Subject, brain: Subject) -> Matrix:

@@ -21,6 +21,7 @@ from medinr.data.working import labels_on_grid, on_grid, working_grid
 from medinr.errors import UserError
 from medinr.io import as_image, read_labels, read_mask
 from medinr.space import Domain, Image, transform_points
+from medinr.types import Matrix
 
 IN_MEMORY = 200
 """Scans that are kept in memory where no folder for them is named."""
@@ -38,6 +39,7 @@ class Entry:
         labels, mask: likewise, or None.
         conditions: NaN where missing.
         split: ``train``, ``val`` or ``test``, or None: by the rule of the data module.
+        start: from a common space to the scan's world, RAS mm: the scan is given in the common space. None: its own.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Entry:
     mask: Source | None = None
     conditions: Mapping[str, float] = field(default_factory=dict)
     split: str | None = None
+    start: Matrix | None = None
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -95,6 +98,8 @@ class ReadScan(Transform):
         assert domain is not None
         mask = None if entry.mask is None else read_mask(open_source(entry.mask), domain)
         labels = None if entry.labels is None else self.labels(entry.labels, domain)
+        if entry.start is not None:
+            domain = Domain.of(domain.shape, torch.linalg.inv(entry.start) @ domain.voxel_to_world)
         return self.on_working_grid(images, labels, mask, domain)
 
     def labels(self, source: Source, domain: Domain) -> Tensor:
@@ -186,7 +191,9 @@ def _entry_hash(entry: Entry, reader: ReadScan) -> bytes:
     """Changes with the files, their names in archives, and the settings of the reader."""
     sources = {w: (s.archive if isinstance(s, ZipMember) else Path(s)) for w, s in entry.sources.items()}
     named = {w: (s.member if isinstance(s, ZipMember) else "") for w, s in entry.sources.items()}
-    return f"{zlib.crc32(repr(sorted(named.items())).encode()):08x}{fingerprint(sources, [reader])}".encode()
+    start = None if entry.start is None else entry.start.tolist()
+    own = zlib.crc32(repr((sorted(named.items()), start)).encode())
+    return f"{own:08x}{fingerprint(sources, [reader])}".encode()
 
 
 def _span(values: Sequence[int]) -> str:
