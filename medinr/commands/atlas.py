@@ -94,7 +94,7 @@ def condition_values(method: ConditionalAtlas, given: Mapping[str, Any]) -> dict
     return found
 
 
-def named_values(texts: Sequence[str]) -> dict[str, str]:
+def named_values(texts: Sequence[str], option: str = "--condition", example: str = "sex=female") -> dict[str, str]:
     """``name=value`` as a dict.
 
     Raises:
@@ -104,7 +104,7 @@ def named_values(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name or not value:
-            raise UserError(f"--condition: expected NAME=VALUE, as sex=female, found {text!r}")
+            raise UserError(f"{option}: expected NAME=VALUE, as {example}, found {text!r}")
         found[name.strip()] = value.strip()
     return found
 

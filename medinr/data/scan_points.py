@@ -50,16 +50,20 @@ class Drawn:
 class ScanPoints:
     """The voxels of a scan's mask, of the halo around it and of the rest, and their values.
 
-    Outside the mask the image counts as 0 and the label as background, so that an atlas ends where the brain does.
+    Outside the mask the label counts as background, and, with ``strip``, the image as 0: an atlas then ends where the
+    brain does.
 
     Args:
         scan: the scan.
         modalities: in the order of the values.
         labels: label values in the order of the classes; the first is the background, 0.
         halo_mm: width of the halo.
+        strip: False for images that show nothing but the brain already: a mask with holes would leave holes in them.
     """
 
-    def __init__(self, scan: Scan, modalities: tuple[str, ...], labels: tuple[int, ...], halo_mm: float) -> None:
+    def __init__(
+        self, scan: Scan, modalities: tuple[str, ...], labels: tuple[int, ...], halo_mm: float, strip: bool = True
+    ) -> None:
         self.name, self.domain = scan.name, scan.domain
         mask = brain(scan)
         self.present = torch.tensor([m in scan.images for m in modalities])
@@ -68,7 +72,7 @@ class ScanPoints:
         for name, (low, high) in zip(modalities, self.windows, strict=True):
             volume = scan.images.get(name, torch.zeros(scan.domain.shape))
             volumes.append(((volume - low) / (high - low)).clamp(0, 1))
-        self.volume = torch.stack(volumes) * mask
+        self.volume = torch.stack(volumes) * mask if strip else torch.stack(volumes)
         self.classes: Tensor | None = None
         if scan.labels is not None and len(labels) > 1:
             self.classes = torch.zeros(scan.domain.shape, dtype=torch.int16)

@@ -1,27 +1,29 @@
 """Conditional spatio-temporal atlases of many scans: one decoder, one code for each scan (CINeMA, CINA)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from medinr.data.cohort import Cohort, Condition, Scan
-from medinr.data.encoded import as_plain, encode, encoded_size, from_plain
+from medinr.data.cohort import Cohort
+from medinr.data.encoded import as_plain, encode
 from medinr.data.scan_points import Drawn, ScanPoints, brain, cross_entropy, placement, weighted_l1
 from medinr.errors import UserError
 from medinr.fields.modulated import ModulatedSIREN
-from medinr.fields.poses import AFFINE, RIGID, PoseKind, move, pose_size, roughness
-from medinr.latents import Latent, kernel_weights, mean_latent
+from medinr.fields.poses import AFFINE, RIGID, PoseKind, roughness
+from medinr.membership import Members
 from medinr.methods.method import Group, Method, share_of_rate
 from medinr.ranks import rank, world_size
 from medinr.types import Scalar
 
+CACHED = 2**19
+"""Numbers of one layer that are worth having at once on a CPU."""
 MARGIN = 1.1
 """The cube of the codes, in the largest distance of any brain's voxel from its centre."""
 
 
-class ConditionalAtlas(Method):
+class ConditionalAtlas(Members, Method):
     """min over decoder, codes z_i, poses P_i of sum_i |f(P_i x, z_i, c_i) - I_i(x)| + CE(labels) on random points.
 
     An auto-decoder: Dannecker et al., CINeMA, IEEE TMI 2025 (arXiv 2506.09668); with codes of one node, CINA (arXiv
@@ -33,8 +35,9 @@ class ConditionalAtlas(Method):
     a scan lacks are fitted like its code.
 
     Differences from the published code: poses are exponentials, with zero mean over the scans after every step, and may
-    be affine or splines; the intensity outside the mask is 0 and is fitted, so that the atlas ends where the brain
-    does; weights of codes and their smoothness over age (both 0 as published); Adam, with a cosine over steps.
+    be affine or splines; the intensity outside the mask is fitted, too, so that the atlas ends where the brain does; a
+    weight of the codes, and one of the smoothness of codes and shapes over age (both 0 as published); Adam, with a
+    cosine over steps.
 
     Args:
         decoder: the shared network.
@@ -48,12 +51,15 @@ class ConditionalAtlas(Method):
         control: control points along each axis of a spline pose.
         label_weight: of the cross-entropy (published 1).
         code_weight: of the codes' mean square.
-        smooth_weight: of the mean square by which a code differs from the line through its neighbours in time.
+        smooth_weight: of the mean square by which a scan's code, and the shape in its pose, differ from the line
+            through its neighbours in time.
         pose_weight: of the stretches' mean square, and 100 times of the spline's roughness.
         halo, halo_mm: share of the points in the halo around the mask, and its width.
         elsewhere: share of the points in the whole grid.
         jitter: points anywhere in a voxel, not at its centre only.
-        lr, code_lr, pose_lr: peak learning rates of decoder, codes (and fitted conditions), poses.
+        strip: count the image outside the mask as 0.
+        lr, code_lr, pose_lr, feature_lr: peak learning rates of decoder, codes (and fitted conditions), poses, and of
+            the decoder's feature grids, if it has any.
         warmup: share of the steps with a linearly rising learning rate.
         cosine: let the learning rates fall to zero along a cosine.
         condition_scale: what the ends of a condition's range become (published 0.05 to 0.15).
@@ -82,9 +88,11 @@ class ConditionalAtlas(Method):
         halo_mm: float = 5.0,
         elsewhere: float = 0.05,
         jitter: bool = False,
+        strip: bool = True,
         lr: float = 1e-4,
         code_lr: float = 5e-4,
         pose_lr: float = 1e-3,
+        feature_lr: float = 1e-2,
         warmup: float = 0.0,
         cosine: bool = True,
         condition_scale: float = 0.1,
@@ -104,10 +112,9 @@ class ConditionalAtlas(Method):
         self.sigma, self.degree, self.pose_kind, self.control = sigma, degree, pose, control
         self.label_weight, self.code_weight, self.smooth_weight = label_weight, code_weight, smooth_weight
         self.pose_weight, self.halo, self.halo_mm, self.elsewhere = pose_weight, halo, halo_mm, elsewhere
-        self.jitter, self.lr, self.code_lr, self.pose_lr = jitter, lr, code_lr, pose_lr
-        self.warmup, self.cosine, self.condition_scale, self.code_std = warmup, cosine, condition_scale, code_std
-        # One parameter for each scan: the optimizer then leaves alone those that a step did not touch, so that the
-        # cost of a step does not grow with the cohort.
+        self.jitter, self.strip, self.lr, self.code_lr, self.pose_lr = jitter, strip, lr, code_lr, pose_lr
+        self.feature_lr, self.condition_scale, self.code_std = feature_lr, condition_scale, code_std
+        self.warmup, self.cosine = warmup, cosine
         self.codes, self.poses, self.fitted = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         self.names: list[str] = []
         self.samplers: list[ScanPoints] = []
@@ -154,59 +161,6 @@ class ConditionalAtlas(Method):
                     pose[RIGID : RIGID + 3] = (stretch.mean(0) - own).to(pose)
                     pose[RIGID + 3 : AFFINE] = 0
 
-    def remember(self, state: dict[str, Any]) -> None:
-        """Keep what a checkpoint must carry, and make the parameters that it asks for."""
-        self.state = state
-        self.modalities = tuple(state["modalities"])
-        self.labels = (0, *(int(v) for v in state["labels"])) if state["labels"] else (0,)
-        self.conditions = tuple(from_plain(c) for c in state["conditions"])
-        self.told = self._explicit()
-        self.unit_mm = float(state["unit_mm"])
-        self.names = list(state["names"])
-        classes = len(self.labels) if len(self.labels) > 1 else 0
-        self.decoder.size(len(self.modalities) + classes, self.told_size)
-        while len(self.codes) < len(self.names):
-            self._new_member()
-
-    def _explicit(self) -> tuple[Condition, ...]:
-        if self.explicit is None:
-            return self.conditions
-        names = [c.name for c in self.conditions]
-        if missing := [n for n in self.explicit if n not in names]:
-            raise UserError(f"model.explicit: expected some of {', '.join(names) or 'none'}; found {missing[0]}")
-        return tuple(c for c in self.conditions if c.name in self.explicit)
-
-    @property
-    def told_size(self) -> int:
-        """Numbers of the explicit conditions."""
-        return sum(encoded_size(c) for c in self.told)
-
-    def _new_member(self) -> None:
-        nodes, device = self.decoder.nodes, self.decoder.first.weight.device
-        code = self.code_std * torch.randn(self.decoder.code, nodes, nodes, nodes)
-        self.codes.append(nn.Parameter(code.to(device)))
-        self.poses.append(nn.Parameter(torch.zeros(pose_size(self.pose_kind, self.control), device=device)))
-        self.fitted.append(nn.Parameter(torch.zeros(self.told_size, device=device)))
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        self.remember({k: v for k, v in kept.items() if k != "method"})
-
-    @property
-    def time(self) -> Condition | None:
-        """The condition that atlases are made along."""
-        if self.time_name is not None:
-            found = next((c for c in self.conditions if c.name == self.time_name), None)
-            if found is None:
-                raise UserError(f"model.time: expected one of {', '.join(c.name for c in self.conditions)}")
-            return found
-        return next((c for c in self.conditions if c.kind == "continuous"), None)
-
-    @property
-    def times(self) -> Tensor:
-        """The time of each scan [S], NaN where unknown."""
-        name = self.time.name if self.time is not None else ""
-        return torch.tensor([known.get(name, float("nan")) for known in self.state["known"]], dtype=torch.float32)
-
     @property
     def attached(self) -> bool:
         return bool(self.samplers)
@@ -218,9 +172,6 @@ class ConditionalAtlas(Method):
         self.encoded = torch.stack(told).to(self.device) if told else torch.zeros(0, 0)
         order = self.times.argsort(stable=True).tolist()
         self.neighbours = {b: (a, c) for a, b, c in zip(order, order[1:], order[2:], strict=False)}
-
-    def sampler(self, scan: Scan) -> ScanPoints:
-        return ScanPoints(scan, self.modalities, self.labels, self.halo_mm)
 
     def _shares(self, samplers: Sequence[ScanPoints]) -> tuple[Tensor, float]:
         """1 / (share of the scans that have it) of each modality, and of labels: a rare one counts no less."""
@@ -254,15 +205,10 @@ class ConditionalAtlas(Method):
         """The conditions [q] of a training scan as the decoder gets them: known ones, and fitted ones where missing."""
         return torch.where(self.encoded[i].isnan(), self.fitted[i], self.encoded[i])
 
-    def decode(self, world: Tensor, codes: Tensor, encoded: Tensor, poses: Tensor, centres: Tensor) -> Tensor:
-        """Intensities and logits [S, n, M + K] at world points [S, n, 3] of S brains."""
-        x = ((world - centres[:, None]) / self.unit_mm).float()
-        table = self.decoder.table(codes, self.condition_scale * encoded)
-        out: Tensor = self.decoder(move(poses, x, self.control), table)
-        return out
-
     def objective(self, batch: list[tuple[int, Drawn]]) -> dict[str, Scalar]:
-        size = 1 if self.device.type == "cpu" else len(batch)  # on a CPU the activations of one scan stay in the cache
+        size = len(batch)
+        if self.device.type == "cpu":  # as many scans at once as the cache holds activations of
+            size = max(1, CACHED // (self.decoder.width * len(batch[0][1].world)))
         found = [self._terms(batch[i : i + size]) for i in range(0, len(batch), size)]
         terms = {k: torch.stack([f[k] for f in found]).sum() / len(batch) for k in found[0]}
         chosen = [i for i, _ in batch]
@@ -306,14 +252,17 @@ class ConditionalAtlas(Method):
         return {k: torch.stack(v).sum() / len(chosen) for k, v in found.items() if v}
 
     def _bend(self, i: int) -> Tensor:
-        """Mean square of a code's difference from the line in time through its neighbours' codes."""
+        """Mean square of the difference of code and shape from the line in time through the neighbours'."""
         before, after = self.neighbours[i]
         t = self.times
         gap = float(t[after] - t[before])
         share = float(t[i] - t[before]) / gap if gap > 0 else 0.5
         if not 0 <= share <= 1:
             return torch.zeros((), device=self.device)
-        bend: Tensor = (self.codes[i] - torch.lerp(self.codes[before], self.codes[after], share)).square().mean()
+        bend = torch.zeros((), device=self.device)
+        for part in (self.codes, [pose[RIGID:] for pose in self.poses] if self.pose_kind != "rigid" else None):
+            if part is not None:
+                bend = bend + (part[i] - torch.lerp(part[before], part[after], share)).square().mean()
         return bend
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -325,50 +274,16 @@ class ConditionalAtlas(Method):
 
     def groups(self) -> list[Group]:
         total = self.total_steps
-        rates = (
-            (self.decoder, self.lr),
-            (self.codes, self.code_lr),
-            (self.fitted, self.code_lr),
-            (self.poses, self.pose_lr),
-        )
+        features = list(self.decoder.features)
+        network = [p for p in self.decoder.parameters() if not any(p is f for f in features)]
+        rates: list[tuple[list[Any], float]] = [
+            (network, self.lr),
+            ([*self.codes, *self.fitted], self.code_lr),
+            (list(self.poses), self.pose_lr),
+        ]
+        rates.append((features, self.feature_lr))
 
         def rate(peak: float) -> Any:
             return lambda step: peak * share_of_rate(step, total, self.warmup, self.cosine)
 
-        return [(list(part.parameters()), rate(peak)) for part, peak in rates if len(list(part.parameters()))]
-
-    # -- what the atlas knows ------------------------------------------------------------------------------------
-
-    def member(self, i: int) -> Latent:
-        """A training scan, or one that was added, as it lies in its own space."""
-        known = encode(self.told, self.state["known"][i])
-        fitted = self.fitted[i].detach().cpu()
-        centre = torch.tensor(self.state["centres"][i])
-        code, pose = self.codes[i].detach().cpu(), self.poses[i].detach().cpu()
-        return Latent(code, torch.where(known.isnan(), fitted, known), pose, centre)
-
-    def at(self, time: float | None, values: Mapping[str, float] | None = None) -> Latent:
-        """The atlas at a time: kernel-weighted mean of the codes, and the conditions that are asked for.
-
-        Args:
-            time: in the units of the condition `time`; None: the mean of all scans.
-            values: of explicit conditions by name (a level by its index); others are the weighted mean.
-
-        Raises:
-            UserError: a condition that the decoder was not told.
-        """
-        times = self.times
-        if time is None:
-            weights = torch.full_like(times, 1 / len(times))
-        else:
-            weights = kernel_weights(times, time, self.sigma, self.degree)
-        found = mean_latent([self.member(i) for i in range(len(self.names))], weights)
-        asked = dict(values or {})
-        if unknown := [k for k in asked if k not in [c.name for c in self.told]]:
-            names = ", ".join(c.name for c in self.told) or "none"
-            raise UserError(f"--condition {unknown[0]}: expected one of the explicit conditions ({names})")
-        if time is not None and self.time in self.told and self.time is not None:
-            asked.setdefault(self.time.name, time)
-        given = encode(self.told, asked)
-        encoded = torch.where(given.isnan(), found.encoded, given)
-        return Latent(found.code, encoded, found.pose, found.centre)
+        return [(part, rate(peak)) for part, peak in rates if part]
