@@ -13,6 +13,7 @@ from data_modules.longitudinal import LongitudinalSequence
 from data_modules.mouse import MouseBrains
 from data_modules.pair import PairDataModule
 from data_modules.slabs import AdultSlabs
+from data_modules.ukbiobank import UKBiobank
 
 __all__ = [
     "DHCP",
@@ -28,5 +29,6 @@ __all__ = [
     "MouseBrains",
     "MouseCohort",
     "PairDataModule",
+    "UKBiobank",
     "check_root",
 ]

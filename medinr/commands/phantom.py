@@ -9,6 +9,8 @@ from medinr.commands.checks import check_writable
 from medinr.errors import UserError
 
 EXAMPLE = "medinr phantom dirlab --out data/phantom --cases 1-5 --size 96"
+LAYOUT_OPTIONS = {"cases": ("dirlab",), "phases": ("dirlab",), "subjects": ("dhcp", "ukb"), "template": ("ukb",)}
+"""Options that belong to some layouts only."""
 
 
 def case_numbers(text: str) -> list[int]:
@@ -32,16 +34,23 @@ def main(args: list[str]) -> int:
     parser = command_parser("phantom", "Write a synthetic data set with known truth.", EXAMPLE)
     parser.add_argument(
         "layout",
-        choices=["dirlab", "tube", "longitudinal", "dhcp"],
+        choices=["dirlab", "tube", "longitudinal", "dhcp", "ukb"],
         help="dirlab: breathing thorax in the layout of DIR-LAB 4DCT; tube: a bowel that contracts, rests or is moved; "
         "longitudinal: a thorax at six dates, with a tumour that shrinks and loss of weight; "
-        "dhcp: perinatal brains of 28 to 44 weeks in the layout of dHCP",
+        "dhcp: perinatal brains of 28 to 44 weeks in the layout of dHCP; ukb: adult brains of 45 to 80 years in the "
+        "layout of UK Biobank",
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write into")
     parser.add_argument("--cases", type=str, default=None, help="dirlab: cases to write (default: 1-5)")
-    parser.add_argument("--subjects", type=int, default=None, help="dhcp: how many (default: 20)")
+    parser.add_argument("--subjects", type=int, default=None, help="dhcp, ukb: how many (default: 20)")
     parser.add_argument(
-        "--size", type=int, default=None, help="voxels in plane (dirlab: 256 or 512; dhcp: 95, 304 is real; others: 96)"
+        "--template", type=str, default=None, help="ukb: the brain that is deformed: auto, nilearn or synthetic"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=None,
+        help="voxels in plane (dirlab: 256 or 512; dhcp: 95, 304 is real; ukb: 109, 218 is real; others: 96)",
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data")
     parser.add_argument(
@@ -50,7 +59,7 @@ def main(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.size is not None and given.size < 16:
         raise UserError(f"--size: expected at least 16 voxels in plane, got {given.size}")
-    for name, layouts in (("cases", ("dirlab",)), ("phases", ("dirlab",)), ("subjects", ("dhcp",))):
+    for name, layouts in LAYOUT_OPTIONS.items():
         if getattr(given, name) is not None and given.layout not in layouts:
             expected = " or ".join(layouts)
             raise UserError(f"--{name}: expected with the layout {expected} only, got {given.layout}; leave it out")
@@ -74,6 +83,12 @@ def main(args: list[str]) -> int:
         subjects = 20 if given.subjects is None else given.subjects
         files = write_dhcp_phantom(Path(given.out), subjects, given.size, given.seed, tell=_tell)
         what, truth = f"{subjects} subjects", f"(maturation, volumes, clean labels) in {Path(given.out) / 'truth'}"
+    elif given.layout == "ukb":
+        from medinr.phantoms.adult_cohort import write_ukb_phantom
+
+        subjects = 20 if given.subjects is None else given.subjects
+        files = write_ukb_phantom(Path(given.out), subjects, given.size, given.seed, given.template or "auto", _tell)
+        what, truth = f"{subjects} subjects", f"(volumes, labels in MNI space) in {Path(given.out) / 'truth'}"
     else:
         from medinr.phantoms.thorax import write_dirlab_phantom
 

@@ -45,6 +45,23 @@ def members(archive: str | Path) -> frozenset[str]:
         raise UserError(f"{file}: expected a whole zip archive, found a damaged one ({error}); copy it again") from None
 
 
+def read_bytes(source: Source) -> bytes:
+    """The content of a file or of a member of an archive.
+
+    Raises:
+        UserError: damaged archive; no such file.
+    """
+    if not isinstance(source, ZipMember):
+        return existing_file(source).read_bytes()
+    try:
+        with zipfile.ZipFile(existing_file(source.archive)) as opened:
+            return opened.read(source.member)
+    except KeyError:
+        raise UserError(f"{source}: expected this file in the archive, found none; copy the archive again") from None
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: expected a whole archive, found a damaged one ({error}); copy it again") from None
+
+
 def open_source(source: Source) -> str | Path | nib.nifti1.Nifti1Image:
     """What the readers of `medinr.io` accept: a path as it is, a member of an archive as a nibabel image in memory.
 
@@ -53,13 +70,7 @@ def open_source(source: Source) -> str | Path | nib.nifti1.Nifti1Image:
     """
     if not isinstance(source, ZipMember):
         return source
-    try:
-        with zipfile.ZipFile(existing_file(source.archive)) as opened:
-            data = opened.read(source.member)
-    except KeyError:
-        raise UserError(f"{source}: expected this file in the archive, found none; copy the archive again") from None
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: expected a whole archive, found a damaged one ({error}); copy it again") from None
+    data = read_bytes(source)
     try:
         image = nib.nifti1.Nifti1Image.from_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
         np.asanyarray(image.dataobj)  # a member that is cut short shows here

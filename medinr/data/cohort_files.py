@@ -68,8 +68,10 @@ class ReadScan(Transform):
         unlabelled_planes: planes across the shortest axis without any label above 0 have not been looked at:
             `UNLABELLED`, not background.
 
+        masked: set the images to 0 outside the mask.
+
     Raises:
-        UserError: a file that cannot be read, NaN, other grids, wrong label values, nothing to crop to.
+        UserError: a file that cannot be read, NaN, other grids, wrong label values, nothing to crop to or mask with.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class ReadScan(Transform):
         spacing: Sequence[float] = (),
         margin_mm: float | None = None,
         unlabelled_planes: bool = False,
+        masked: bool = False,
     ) -> None:
         self.values, self.spacing, self.margin_mm = tuple(values), tuple(spacing), margin_mm
-        self.unlabelled_planes = unlabelled_planes
+        self.unlabelled_planes, self.masked = unlabelled_planes, masked
 
     def __call__(self, entry: Entry) -> dict[str, Any]:
         if not entry.images:
@@ -98,6 +101,10 @@ class ReadScan(Transform):
         assert domain is not None
         mask = None if entry.mask is None else read_mask(open_source(entry.mask), domain)
         labels = None if entry.labels is None else self.labels(entry.labels, domain)
+        if self.masked:
+            if mask is None:
+                raise UserError("expected a mask, outside of which the images are set to 0, found none")
+            images = {name: volume * mask for name, volume in images.items()}
         if entry.start is not None:
             domain = Domain.of(domain.shape, torch.linalg.inv(entry.start) @ domain.voxel_to_world)
         return self.on_working_grid(images, labels, mask, domain)

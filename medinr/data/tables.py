@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,11 +65,14 @@ def decoded(data: bytes) -> str:
         return data.decode("cp1252", errors="replace").removeprefix("\u00ef\u00bb\u00bf")
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, key: Sequence[str] = (), wanted: Container[str] | None = None) -> Table:
     """Read a TSV or CSV with a header.
 
     The separator is that of the header line: tab, else semicolon, else comma. A row with too many cells is mended where
     the empty ones are as many as there are too many (stray tabs); otherwise it is left out with a note.
+
+    Args:
+        key, wanted: keep the rows alone whose cell in the first column of these names is wanted (large tables).
 
     Raises:
         UserError: missing or empty file; nothing but a header; a column named twice.
@@ -85,8 +88,12 @@ def read_table(path: str | Path) -> Table:
         twice = next(name for name in columns if columns.count(name) > 1)
         raise UserError(f"{file}: expected each column once, found {twice!r} twice; rename one")
     empty_columns = [] if split[0][-1] else [len(columns)]
+    names = [name.casefold() for name in columns]
+    place = next((names.index(name.casefold()) for name in key if name.casefold() in names), None)
     rows, numbers, notes = [], [], []
     for (number, _), cells in zip(lines[1:], split[1:], strict=False):
+        if wanted is not None and place is not None and (len(cells) <= place or cells[place] not in wanted):
+            continue
         mended = _mended(cells, len(columns))
         if mended is None:
             notes.append(f"{file.name}, line {number}: expected {len(columns)} cells, found {len(cells)}: left out")

@@ -118,7 +118,7 @@ def anatomy(p: Array, shape: BrainShape, spacing: float, rng: np.random.Generato
         pial = np.maximum(pial, half - wall)
     sylvian = ellipsoid(_tilted(m), (44, 0, 0), (15, 24, 1.2 + 7 * shape.sylvian))
     pial = np.maximum(pial, -sylvian)
-    deep = _deep(m)
+    deep = np.min(list(nuclei(p).values()), axis=0)
     hind = _scaled(p, (0, -16, -14), shape.hindbrain)
     cerebellum = _cerebellum(hind) * shape.hindbrain
     brainstem = _brainstem(hind) * shape.hindbrain
@@ -193,12 +193,14 @@ def _sulci(
     return [sheet_distance(Waves(length, species)(hull), spacing) for length in WAVELENGTHS]
 
 
-def _deep(m: Array) -> Array:
-    """Thalamus, lentiform nucleus, caudate."""
-    thalamus = ellipsoid(m, (8.5, -8, 3), (7.5, 12, 8))
-    lentiform = ellipsoid(m, (21, 5, 1), (6, 13, 8))
-    caudate = tube(tube_distances(m, np.array([[10, 19, 7, 4.6], [13, 4, 14, 3.0], [15, -14, 15, 1.6]])))
-    return np.minimum(np.minimum(thalamus, lentiform), caudate)
+def nuclei(p: Array) -> dict[str, Array]:
+    """Thalamus, lentiform nucleus and caudate of both sides, body mm."""
+    m = np.stack([np.abs(p[0]), p[1], p[2]])
+    return {
+        "thalamus": ellipsoid(m, (8.5, -8, 3), (7.5, 12, 8)),
+        "lentiform": ellipsoid(m, (21, 5, 1), (6, 13, 8)),
+        "caudate": tube(tube_distances(m, np.array([[10, 19, 7, 4.6], [13, 4, 14, 3.0], [15, -14, 15, 1.6]]))),
+    }
 
 
 def _turned(m: Array) -> Array:

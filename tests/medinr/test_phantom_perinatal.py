@@ -146,7 +146,7 @@ def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["phantom", "dhcp", "--out", str(tmp_path / "p"), "--subjects", "1", "--size", "24"]) == 0
     assert "1 subjects" in capsys.readouterr().out and (tmp_path / "p" / "participants.tsv").is_file()
     assert main(["phantom", "tube", "--out", str(tmp_path / "q"), "--subjects", "1"]) == 2
-    assert "--subjects: expected with the layout dhcp only" in capsys.readouterr().err
+    assert "--subjects: expected with the layout dhcp or ukb only" in capsys.readouterr().err
     for arguments in ((0, None), (1, 20)):
         with pytest.raises(UserError):
             write_dhcp_phantom(tmp_path / "q", *arguments)
