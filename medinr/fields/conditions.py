@@ -47,7 +47,7 @@ class ConditionEmbedding(Configured, nn.Module):
             levels: of a categorical condition; 0: a continuous one.
             low, high: trained range of a continuous one.
         """
-        if self.levels == list(levels):
+        if len(self.missing) and self.levels == list(levels):
             return
         self.levels = list(levels)
         device = self.missing.device

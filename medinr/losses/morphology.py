@@ -67,32 +67,23 @@ def morphology_loss(mean: Tensor) -> Scalar:
     return mean.square().sum(0).mean()
 
 
-@torch.no_grad()
-def unbiased_template(
-    register: Register, images: Iterable[Tensor], start: Tensor, squarings: int, rounds: int = 1
-) -> tuple[Volume, Tensor]:
-    """A template with no mean displacement to the images: each is registered to it, the mean image is moved back.
+def recentred(images: Iterable[Tensor], velocities: Sequence[Tensor], squarings: int) -> tuple[Volume, list[Tensor]]:
+    """A template with no mean displacement to its images, from registrations to another one.
 
-    Guimond et al., CVIU 77(2), 2000; Joshi et al., NeuroImage 23, 2004: T' = mean_s(I_s o phi_s) o exp(-mean_s v_s),
-    where phi_s = exp(v_s) leads from the template to image s. Without squarings -u stands for the inverse.
+    Guimond et al., CVIU 77(2), 2000; Joshi et al., NeuroImage 23, 2004. Image s shows at y what the other template
+    shows at exp(v_s)(y), so the mean image is that of I_s o exp(-v_s), and it is moved by exp(mean_s v_s) to the middle
+    of all. Without squarings -u stands for the inverse of u.
 
     Args:
-        images: [1, X, Y, Z] each; looked at once a round.
-        start: [1, X, Y, Z].
+        images: [1, X, Y, Z] each; looked at once.
+        velocities: v_s [1, 3, X, Y, Z], in voxels.
 
     Returns:
-        the template [1, X, Y, Z], and the displacement [3, X, Y, Z] (voxels) from it to ``start``, where all rounds are
-        one after the other.
+        the template [1, X, Y, Z], and its velocities to the images, v_s - mean v, to first order.
     """
-    template, back = start[None], torch.zeros(1, 3, *start.shape[1:])
-    some = list(images)
-    for _ in range(rounds):
-        total, velocity = torch.zeros_like(template), torch.zeros_like(back)
-        for image in some:
-            v = register(template, image[None])
-            total += warp(image[None], integrated(v, squarings))
-            velocity += v
-        centre = integrated(-velocity / len(some), squarings)
-        template = warp(total / len(some), centre)
-        back = centre + warp(back, centre)
-    return template[0], back[0]
+    total: Tensor | float = 0.0
+    for image, v in zip(images, velocities, strict=True):
+        total = total + warp(image[None], integrated(-v, squarings))
+    mean = torch.stack(list(velocities)).mean(0)
+    template = warp(torch.as_tensor(total) / len(velocities), integrated(mean, squarings))
+    return template[0], [v - mean for v in velocities]

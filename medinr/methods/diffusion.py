@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medinr.errors import UserError
 from medinr.fields.conditions import ConditionEmbedding
@@ -12,7 +12,6 @@ from medinr.fields.diffusion import Denoiser, denoising_loss
 from medinr.fields.latent import Autoencoder
 from medinr.fields.unet import PairNetwork
 from medinr.losses import Regularizer
-from medinr.losses.morphology import integrated
 from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import Latents
 from medinr.methods.diffusion_scans import ScanGenerator
@@ -41,7 +40,7 @@ class DiffusionDeformation(ScanGenerator):
 
     1. ``registration``: a network that registers any two scans, or a scan and the general atlas (local NCC and
        ``regularizers``). Afterwards the general atlas becomes the unbiased template of the training scans
-       (``template_rounds``), unless it is a file.
+       (``template_rounds``), unless it is a file, and the velocities to them may be refined one by one (``refine``).
     2. ``autoencoder``: of the velocities from the general atlas to each training scan.
     3. ``diffusion``: denoises those latents under any conditions, each of which may be missing.
     4. ``morphology``: the same, and the atlas sampled for a training person's conditions must have no mean displacement
@@ -71,6 +70,8 @@ class DiffusionDeformation(ScanGenerator):
         align: rigid or affine start of each scan to the atlas; ``none``: they are in one space.
         earlier: checkpoint with the stages that have no steps.
         radius: of the windows of local NCC, voxels.
+        refine: steps that each training scan's velocity is improved by on its own images, at each of two resolutions;
+            the velocities are kept in the checkpoint. For cohorts of tens or hundreds; 0: the network's are taken.
         kl_weight: of the autoencoder.
         dropout: share of conditions that are hidden in training.
         batch: latents, or velocities, a step.
@@ -92,11 +93,12 @@ class DiffusionDeformation(ScanGenerator):
         spacing: list[float] | None = None,
         margin_mm: float = 4.0,
         atlas: str | None = None,
-        template_rounds: int = 2,
+        template_rounds: int = 1,
         modality: str | None = None,
         align: Kind = "none",
         earlier: str | None = None,
         radius: int = 2,
+        refine: int = 0,
         kl_weight: float = 1e-6,
         dropout: float = 0.1,
         batch: int = 4,
@@ -106,7 +108,7 @@ class DiffusionDeformation(ScanGenerator):
     ) -> None:
         super().__init__(
             network, autoencoder, denoiser, embedding, latents, squarings, morphology, spacing, margin_mm, atlas,
-            template_rounds, modality, align, radius,
+            template_rounds, modality, align, radius, refine, regularizers,
         )  # fmt: skip
         if unknown := sorted((set(steps) | set(lr or {})) - set(STAGES)):
             raise UserError(f"steps, lr: expected the stages {', '.join(STAGES)}, found {unknown[0]!r}; correct it")
@@ -115,7 +117,6 @@ class DiffusionDeformation(ScanGenerator):
         self.steps: dict[Stage, int] = {stage: steps[stage] for stage in STAGES if stage in steps}
         if "".join(self.steps) not in "".join(STAGES):
             raise UserError(f"steps: expected stages that follow each other ({', '.join(STAGES)}), found {steps}")
-        self.regularizers = nn.ModuleDict(regularizers or {})
         self.earlier, self.kl_weight, self.dropout, self.batch = earlier, kl_weight, dropout, batch
         self.rates = RATES | (lr or {})
         self.lr, self.warmup, self.cosine = max(self.rates.values()), warmup, cosine
@@ -177,7 +178,8 @@ class DiffusionDeformation(ScanGenerator):
         """Numbers of the training scans that a step looks at."""
         stage, first = self.stage_at(self.global_step)
         if stage != self._begun:
-            self.begin(stage, self.global_step == first)
+            with full(self.device.type):
+                self.begin(stage, self.global_step == first)
         trained: dict[str, int] = self.state.setdefault("trained", {})
         trained[stage] = self.global_step - first + 1
         return stage, torch.randint(len(self.known.names("train")), (max(2, self.batch),)).tolist()
@@ -204,13 +206,11 @@ class DiffusionDeformation(ScanGenerator):
         fixed, moving = images
         v = self.register_pair(fixed, moving)
         with full(self.device.type):
-            u = integrated(v, self.squarings)
-            terms = {"similarity": stages.registration_similarity(fixed, moving, u, self.radius)}
+            u, terms = self.compare(fixed, moving, v)
             return terms | self._penalize(u)
 
     def _penalize(self, u: Tensor) -> dict[str, Scalar]:
-        own = {k: v for k, v in self.regularizers.items() if isinstance(v, Regularizer)}
-        raw, weighted = stages.penalties(own, u, self.domain.spacing)
+        raw, weighted = self.compare.penalize(u)
         self._log({f"raw/{k}": v.detach() for k, v in raw.items()})
         return weighted
 
@@ -285,7 +285,9 @@ class DiffusionDeformation(ScanGenerator):
                     f"{self.earlier}: expected the stage {needed} in it, found it untrained; train it first"
                 )
         if "registration" in missing:
-            names = ("grid", "start_atlas", "template", "label_values", "probabilities", "seen")
+            names = (
+                "grid", "start_atlas", "template", "velocities", "label_values", "label_names", "probabilities", "seen",
+            )  # fmt: skip
             self.state |= {k: other.state[k] for k in names if k in other.state}
         if "diffusion" in missing:
             self.state["conditions"] = other.state["conditions"]

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medinr import metrics
 from medinr.data.cohort import Cohort
@@ -17,7 +18,8 @@ from medinr.fields.latent import Autoencoder
 from medinr.fields.squaring import warp_labels
 from medinr.fields.unet import PairNetwork
 from medinr.io import as_image
-from medinr.losses.morphology import draw_neighbours, integrated, neighbourhood_weights, unbiased_template
+from medinr.losses import Regularizer
+from medinr.losses.morphology import draw_neighbours, neighbourhood_weights, recentred
 from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import DeformationGenerator, Latents
 from medinr.methods.diffusion_stages import Morphology, Stage
@@ -25,6 +27,8 @@ from medinr.precision import full
 from medinr.space import Domain, Image
 from medinr.start import Kind, find_start
 
+RATE = 0.3
+"""Voxels: step of the refinement."""
 IN_MEMORY = 1000
 """Codes of scans that are kept."""
 
@@ -51,11 +55,15 @@ class ScanGenerator(DeformationGenerator):
         modality: str | None,
         align: Kind,
         radius: int,
+        refine: int,
+        regularizers: dict[str, Regularizer] | None,
     ) -> None:
         super().__init__(network, autoencoder, denoiser, embedding, latents, squarings)
         self.morphology = morphology or Morphology()
         self.spacing, self.margin_mm, self.radius = spacing, margin_mm, radius
         self.atlas, self.template_rounds, self.modality, self.align = atlas, template_rounds, modality, align
+        self.refine = refine
+        self.regularizers = nn.ModuleDict(regularizers or {})
         self.space: CommonSpace | None = None
         self._begun: Stage | None = None
         self._codes: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
@@ -115,12 +123,35 @@ class ScanGenerator(DeformationGenerator):
             [[subject.known[n].get(c.name, torch.nan) for c in self.conditions] for n in names], dtype=torch.float32
         ).reshape(len(names), count)
 
+    @property
+    def compare(self) -> stages.Comparison:
+        """What registrations are judged by, in all stages alike."""
+        own = {k: v for k, v in self.regularizers.items() if isinstance(v, Regularizer)}
+        return stages.Comparison(self.radius, self.squarings, self.domain.spacing, own)
+
+    def velocity(self, name: str, template: Tensor, known: Tensor | None = None) -> Tensor:
+        """Velocity [1, 3, X, Y, Z] of a scan: the template [1, X, Y, Z] at exp(v) looks like it.
+
+        The network's, or one that is ``known``, improved on these images for ``refine`` steps on two lattices.
+        """
+        image = self.space_.image(name).to(self.device)[None]
+        with torch.no_grad(), full(self.device.type):
+            v = self.register_pair(image, template[None]) if known is None else known.float()
+        if not self.refine:
+            return v
+        strides = (2 * self.autoencoder.stride, self.autoencoder.stride)
+        return stages.refined(self.compare, image, template[None], v, strides, self.refine, RATE)
+
     @torch.no_grad()
     def coarse(self, name: str) -> Tensor:
         """What the autoencoder sees of a scan, on its lattice [c, x, y, z]."""
-        image = self.space_.image(name).to(self.device)[None]
-        shown = image if self.latents == "images" else self.register_pair(image, self.template[None])
-        return self.autoencoder.coarse(shown)[0]
+        if self.latents == "images":
+            return self.autoencoder.coarse(self.space_.image(name).to(self.device)[None])[0]
+        kept = self.state.get("velocities", {}).get(name)
+        if kept is None:
+            return self.autoencoder.coarse(self.velocity(name, self.template))[0]
+        found: Tensor = kept.to(self.device).float() / self.autoencoder.spread
+        return found
 
     def kept(self, name: str, make: Any) -> tuple[Tensor, ...]:
         if name not in self._codes:
@@ -137,21 +168,32 @@ class ScanGenerator(DeformationGenerator):
 
     @torch.no_grad()
     def make_template(self) -> None:
-        """The general atlas and its labels, by the registration network; both go into the checkpoint."""
+        """The general atlas, its labels and its velocities to the training scans, which all go into the checkpoint.
+
+        Unless it is a file, each round registers the atlas to all scans and puts a new one in their middle.
+        """
         template, names = self.state["start_atlas"].to(self.device), self.known.names("train")
-        if self.atlas is None and self.template_rounds:
-            images = (self.space_.image(name).to(self.device) for name in names)
-            template, _ = unbiased_template(
-                self.register_pair, list(images), template, self.squarings, self.template_rounds
-            )
+        rounds = self.template_rounds if self.atlas is None else 0
+        found: list[Tensor | None] = [None] * len(names)
+        for turn in range(rounds + 1):
+            each = [self.velocity(n, template, v) for n, v in zip(names, found, strict=True)]
+            if turn < rounds:
+                images = (self.space_.image(n).to(self.device) for n in names)
+                template, each = recentred(images, each, self.squarings)
+            found = list(each)
         self.state["template"] = template.cpu()
-        values = list(self.known.label_names)
-        scans = ((n, self.space_.labels(n)) for n in names)
-        labelled = [(self.space_.image(n).to(self.device), labels) for n, labels in scans if labels is not None]
-        self.state["label_values"] = values if labelled else []
-        if labelled and values:
-            probabilities, seen = stages.fused_labels(self.register_pair, template, labelled, values, self.squarings)
-            self.state |= {"probabilities": probabilities, "seen": seen}
+        if self.refine:  # they took minutes; a network's are made again at once
+            lattice = self.autoencoder.lattice(self.domain.shape)
+            self.state["velocities"] = {
+                n: F.interpolate(v, size=lattice, mode="area")[0].half().cpu() for n, v in zip(names, each, strict=True)
+            }
+        labels = [self.space_.labels(n) for n in names]
+        known = [(one.to(self.device), v) for one, v in zip(labels, each, strict=True) if one is not None]
+        values = list(self.known.label_names) if known else []
+        self.state |= {"label_values": values, "label_names": [self.known.label_names[v] for v in values]}
+        if values:
+            some, theirs = zip(*known, strict=True)
+            self.state["probabilities"], self.state["seen"] = stages.fused_labels(some, theirs, values, self.squarings)
 
     def neighbours(self, values: Tensor, seed: int) -> list[str]:
         """N training scans around conditions [C], the same for the same seed, in random order."""
@@ -197,8 +239,8 @@ class ScanGenerator(DeformationGenerator):
 
     def _registered(self, name: str, other: str) -> dict[str, Tensor]:
         fixed, moving = (self.space_.image(n).to(self.device)[None] for n in (name, other))
-        u = integrated(self.register_pair(fixed, moving), self.squarings)
-        found = {"val/similarity": stages.registration_similarity(fixed, moving, u, self.radius)}
+        u, terms = self.compare(fixed, moving, self.register_pair(fixed, moving))
+        found = {"val/similarity": terms["similarity"]}
         det = metrics.finite_difference_jacobian(stages.world_mm(u[0].cpu(), self.domain), self.domain)
         found["val/folding_percent"] = torch.tensor(metrics.folding_percent(det))
         one, two = self.space_.labels(name), self.space_.labels(other)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from medinr.configured import Configured
 from medinr.errors import UserError
-from medinr.fields.diffusion import TRAIN_STEPS
 from medinr.fields.latent import Autoencoder, kl_divergence
 from medinr.fields.squaring import grid_jet, inside, warp
 from medinr.losses import Regularizer
@@ -34,7 +33,7 @@ class Morphology(Configured):
         per_step: of those, registered in a step; their mean displacement is a noisy estimate of that of all N. The
             paper takes all; three networks' activations are what a small GPU holds.
         bandwidth: of the Gaussian that draws them, in parts of a condition's trained range.
-        steps: DDIM steps of the sample, a divisor of 1000.
+        steps: DDIM steps of the sample.
         differentiable: of those, at the end, carry the gradient to the denoiser.
     """
 
@@ -52,11 +51,8 @@ class Morphology(Configured):
                 "morphology: expected neighbours, per_step and differentiable from 1, a bandwidth above 0 and a weight "
                 f"from 0, found {neighbours}, {per_step}, {differentiable}, {bandwidth} and {weight}"
             )
-        if TRAIN_STEPS % steps or differentiable > steps:
-            raise UserError(
-                f"morphology: expected steps that divide {TRAIN_STEPS} and no more differentiable ones, found {steps} "
-                f"and {differentiable}"
-            )
+        if differentiable > steps:
+            raise UserError(f"morphology: expected no more differentiable steps than {steps}, found {differentiable}")
         self.weight, self.neighbours, self.per_step = weight, neighbours, per_step
         self.bandwidth, self.steps, self.differentiable = bandwidth, steps, differentiable
 
@@ -126,31 +122,76 @@ def morphology_terms(
     return u, {"morphology": weight * morphology_loss(mean)}
 
 
-@torch.no_grad()
-def fused_labels(
-    register: Register,
-    template: Tensor,
-    scans: Sequence[tuple[Tensor, Tensor]],
-    values: Sequence[int],
-    squarings: int,
-) -> tuple[Tensor, Tensor]:
-    """Label probabilities [L, X, Y, Z] on a template, and where anybody has looked [X, Y, Z].
+@dataclass(frozen=True)
+class Comparison:
+    """What a registration is judged by: local NCC in windows of 2 ``radius`` + 1 voxels, and penalties."""
+
+    radius: int
+    squarings: int
+    spacing: tuple[float, float, float]
+    regularizers: Mapping[str, Regularizer]
+
+    def __call__(self, fixed: Tensor, moving: Tensor, velocity: Tensor) -> tuple[Tensor, dict[str, Scalar]]:
+        """Displacement [1, 3, X, Y, Z], and the similarity of images [1, 1, X, Y, Z] under it."""
+        u = integrated(velocity, self.squarings)
+        return u, {"similarity": registration_similarity(fixed, moving, u, self.radius)}
+
+    def penalize(self, u: Tensor) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """See `penalties`."""
+        return penalties(self.regularizers, u, self.spacing)
+
+
+def refined(
+    compare: Comparison, fixed: Tensor, moving: Tensor, velocity: Tensor, strides: Sequence[int], steps: int, lr: float
+) -> Tensor:
+    """A network's velocity [1, 3, X, Y, Z] improved on the very images (instance optimisation, Balakrishnan et al.).
+
+    Adam on control points of every ``stride``-th voxel, trilinear between them, for each stride in turn. Its epsilon is
+    the first gradient's root mean square: without it, what shows nothing (the background) moves as fast as the rest.
 
     Args:
-        template: [1, X, Y, Z].
-        scans: image [1, X, Y, Z] and labels [X, Y, Z] (-1: nobody has looked) of each.
+        fixed, moving: [1, 1, X, Y, Z].
+        steps: at each stride.
+        lr: voxels.
+    """
+    shape = list(velocity.shape[2:])
+    found = velocity.detach()
+    for stride in strides:
+        control = F.interpolate(found, size=[-(-n // stride) for n in shape], mode="area").requires_grad_()
+        adam: torch.optim.Adam | None = None
+        for _ in range(steps):
+            with torch.enable_grad():
+                dense = F.interpolate(control, size=shape, mode="trilinear", align_corners=False)
+                u, terms = compare(fixed, moving, dense)
+                loss = terms["similarity"] + sum(compare.penalize(u)[1].values())
+            (control.grad,) = torch.autograd.grad(loss, control)
+            if adam is None:
+                scale = float(control.grad.square().mean().sqrt())
+                adam = torch.optim.Adam([control], lr=lr, eps=max(scale, 1e-12))
+            adam.step()
+        found = F.interpolate(control.detach(), size=shape, mode="trilinear", align_corners=False)
+    return found
+
+
+@torch.no_grad()
+def fused_labels(
+    labels: Sequence[Tensor], velocities: Sequence[Tensor], values: Sequence[int], squarings: int
+) -> tuple[Tensor, Tensor]:
+    """Label probabilities [L, X, Y, Z] on a template, and where most have been looked at [X, Y, Z].
+
+    Args:
+        labels: [X, Y, Z] of each scan; -1: nobody has looked.
+        velocities: [1, 3, X, Y, Z] from the template to each scan.
         values: labels above 0.
     """
-    total = torch.zeros(len(values), *template.shape[1:])
-    seen = torch.zeros(template.shape[1:])
-    for image, labels in scans:
-        u = integrated(register(template[None], image[None]), squarings).float()
-        parts = torch.stack([(labels == v).float() for v in values] + [(labels >= 0).float()])
-        moved = warp(parts[None].to(u), u)[0].cpu()
-        total += moved[:-1]
-        seen += moved[-1]
-    known = seen > 0.5 * len(scans)
-    return total / seen.clamp(min=1e-6) * known, known
+    total: Tensor | float = 0.0
+    for found, v in zip(labels, velocities, strict=True):
+        parts = torch.stack([(found == value).to(v) for value in values] + [(found >= 0).to(v)])
+        total = total + warp(parts[None], integrated(-v, squarings))[0].cpu()
+    total = torch.as_tensor(total)
+    seen = total[-1]
+    known = seen > 0.5 * len(labels)
+    return total[:-1] / seen.clamp(min=1e-6) * known, known
 
 
 @dataclass(frozen=True)
