@@ -22,6 +22,7 @@ COMMANDS = {
     "apply": "carry an image, labels or points through a saved transform",
     "sequence": "read a fitted image sequence at any times: images, curves, maps, animation",
     "atlas": "write a fitted atlas at any ages: volumes, tissues, pictures, curves",
+    "generate": "generate the atlas of requested conditions by a trained diffusion model",
     "adapt": "fit an atlas to one new subject: segmentation, reconstruction, estimated age, latents",
     "evaluate": "measure displacement fields of several cases, in mm and as Learn2Reg does",
     "phantom": "write a synthetic data set with known truth",
