@@ -11,11 +11,15 @@ from medinr import io
 from medinr.data.lungs import lung_mask
 from medinr.data.pair import Pair
 from medinr.data.report import check_pair
+from medinr.data.sliding import breathing_regions, lung_regions
 from medinr.errors import RegistrationWarning, UserError
 from medinr.io import PointsSpace
 from medinr.sampling import PointSampler, nearest
 from medinr.space import transform_points
 from medinr.start import MINIMAL_OVERLAP
+
+MOST_REGIONS = 8
+"""Each takes the steps of a fit of its own."""
 
 
 def make_pair(
@@ -71,6 +75,35 @@ def make_pair(
             "--fixed-labels: not used; give --moving-labels to compare with", RegistrationWarning, stacklevel=3
         )
     return pair
+
+
+def sliding_regions(pair: Pair, sliding: str | Path, possible: bool) -> Tensor | None:
+    """Regions of the fixed image that slide along each other, numbered from 0 without gaps; None: there are none.
+
+    Args:
+        pair: with its start.
+        sliding: auto, none, lungs, or a label volume on the fixed grid.
+        possible: whether the fit can take them.
+
+    Raises:
+        UserError: regions were asked for, and there are none or the fit cannot take them.
+    """
+    if str(sliding) == "none" or (str(sliding) == "auto" and (not possible or pair.fixed_mask is not None)):
+        return None
+    if str(sliding) == "auto":
+        return breathing_regions(pair)
+    if not possible:
+        raise UserError(
+            f"--sliding {sliding}: expected local NCC, a linear start and no --uncertainty, found another; leave it out"
+        )
+    if str(sliding) == "lungs":
+        return lung_regions(pair.fixed)
+    labels = io.read_labels(sliding, pair.domain)
+    values, numbers = labels.unique(return_inverse=True)
+    if not 2 <= len(values) <= MOST_REGIONS:
+        raise UserError(f"{sliding}: expected labels of 2 to {MOST_REGIONS} regions, found {len(values)}")
+    regions: Tensor = numbers.to(torch.uint8)
+    return regions
 
 
 def check_overlap(pair: Pair) -> None:

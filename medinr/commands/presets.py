@@ -32,11 +32,6 @@ class Preset:
         """Whether the lattice registers: its whole grids are compared by local NCC alone."""
         return self.refinement is not None and similarity in ON_GRIDS
 
-    def total_steps(self, similarity: str) -> int:
-        if self.refinement is not None and self.refines(similarity):
-            return sum(self.refinement.steps)
-        return self.steps
-
 
 ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
@@ -61,6 +56,7 @@ def recommended(
     similarity: SimilarityName | None = None,
     landmark_weight: float = 0.0,
     domain: Domain | None = None,
+    regions: int = 1,
 ) -> RegistrationMethod:
     """The method that `register` fits; ``similarity``: None takes the preset's.
 
@@ -68,7 +64,8 @@ def recommended(
     inverted contrast is as good, for ``multimodal``. Else a SIREN that starts at the identity, on random points with
     a pyramid of 8, 4, 2 and 0 mm, warm-up and cosine, and a folding barrier; experiments/idir_dirlab_best.yaml is the
     same with local NCC on extrapolated patches. The lattices' lengths are in voxels; those of the network shrink with
-    the ``domain`` where that is smaller than a trunk (`scale_of`).
+    the ``domain`` where that is smaller than a trunk (`scale_of`). ``regions`` that slide along each other are for the
+    lattices alone.
     """
     sizes = PRESETS[preset]
     similarity = similarity or sizes.similarity
@@ -76,7 +73,7 @@ def recommended(
         refinement = sizes.refinement
         if similarity == "multimodal":
             refinement = refinement.unsigned()
-        return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight)
+        return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight, regions=regions)
     scale = scale_of(domain)
     found = MINDSSC(step_mm=3.0 * scale) if SIMILARITIES[similarity] is MINDSSC else SIMILARITIES[similarity]()
     return network(sizes, found, landmark_weight, scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 from medinr import io
 from medinr.callbacks import BestState, EndStages, RunProgress, StopOnInterrupt
 from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_stay, check_writable
-from medinr.commands.pairs import check_overlap, make_pair
+from medinr.commands.pairs import check_overlap, make_pair, sliding_regions
 from medinr.commands.presets import (
     ACROSS_CONTRASTS,
     ON_GRIDS,
@@ -90,6 +90,7 @@ def register(
     similarity: SimilarityName | None = None,
     preset: PresetName = "accurate",
     init: str = "affine",
+    sliding: str | Path = "auto",
     seed: int = 0,
     device: str = "auto",
     inverse: bool = False,
@@ -122,6 +123,9 @@ def register(
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
             is not linear in it is where the lattice starts.
+        sliding: what slides along what: ``lungs`` (of a CT) along all else, a label volume of regions on the fixed
+            grid, ``none``; ``auto`` is ``lungs`` where both images are chest CT without masks. Each region then has a
+            smooth map of its own, and the displacement may jump between them. With local NCC, not with ``uncertainty``.
         seed: of weights and points; on a CPU the same seed gives the same result.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         inverse: also write the inverse displacement, on the moving grid.
@@ -166,9 +170,12 @@ def register(
         matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
         pair = replace(pair, start=matrix)
         check_overlap(pair)
+        with_lattice = PRESETS[preset].refines(similarity) and residual is None and not uncertainty
+        pair = replace(pair, fixed_regions=sliding_regions(pair, sliding, with_lattice))
     clock.append(time.perf_counter())
     weight = 0.0 if pair.fixed_guides is None else landmark_weight
-    forward = recommended(preset, similarity, weight, pair.domain)
+    regions = 1 if pair.fixed_regions is None else 1 + int(pair.fixed_regions.max())
+    forward = recommended(preset, similarity, weight, pair.domain, regions)
     if residual is not None:
         if not isinstance(forward, RefinedRegistration):
             raise UserError(
@@ -179,7 +186,7 @@ def register(
             raise UserError(f"--init {init}: expected a linear transform with --uncertainty, found displacements")
         forward.begin_at(residual, pair.domain)
     method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if uncertainty else forward
-    steps = PRESETS[preset].total_steps(similarity)
+    steps = sum(forward.steps) if isinstance(forward, RefinedRegistration) else PRESETS[preset].steps
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())
     evaluation = evaluate(method.transform(), pair, exact)
@@ -192,6 +199,7 @@ def register(
         settings |= {k: str(v) if isinstance(v, str | Path) else "given" for k, v in masks.items() if v is not None}
         settings["method"] = type(method).__name__
         record: dict[str, Any] = {"seed": seed, "preset": preset, "similarity": similarity, "init": init}
+        record["sliding_regions"] = regions
         record |= {"interrupted": interrupted, "step": step}
         extra = {**record, **{f"seconds/{k}": round(v, 2) for k, v in seconds.items()}}
         if interrupted:

@@ -38,7 +38,11 @@ def register_parser() -> Any:
     fit.add_argument("--seed", type=int, default=0, help="of weights and points")
     fit.add_argument("--device", choices=DEVICES, default="auto", help="where the fit runs")
 
-    masks = parser.add_argument_group("what counts")
+    masks = parser.add_argument_group("what counts, and what slides")
+    masks.add_argument(
+        "--sliding", type=str, default="auto",
+        help="regions that slide along each other: lungs (CT), a label file, none (default: the lungs of chest CT)",
+    )  # fmt: skip
     masks.add_argument("--fixed-mask", type=str | None, help="where the fixed image counts: a file, or 'lungs' (CT)")
     masks.add_argument("--moving-mask", type=str | None, help="as above, of the moving image")
 

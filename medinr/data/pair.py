@@ -8,7 +8,7 @@ from torch import Tensor
 from medinr.space import Domain, Image
 from medinr.types import Mask, Matrix, Points
 
-KINDS = ("mask", "points", "labels", "exclude", "guides")
+KINDS = ("mask", "points", "labels", "exclude", "guides", "regions")
 """What may be known of each image beside the image itself."""
 SIDES = (("fixed", "moving"), ("moving", "fixed"))
 
@@ -20,9 +20,10 @@ class Pair:
     Images may have several channels [C, X, Y, Z]; channel i of one is compared with channel i of the other. A 2-D image
     is a single slice, [C, X, Y, 1]. Masks and labels are on the grid of their own image: [X, Y, Z], bool and int.
     ``exclude`` masks are True where nothing is compared (a lesion that the other image does not have), while the
-    deformation there stays regularised. Points are [n, 3], RAS mm; the i-th fixed point corresponds to the i-th moving
-    one. ``points`` only measure the error, ``guides`` only pull the deformation: none is both. ``start`` maps fixed
-    world to moving world (RAS mm) and is the transform A of phi(x) = A(x + u(x)).
+    deformation there stays regularised. ``regions`` [X, Y, Z], numbered from 0, slide along each other (the lungs and
+    the rest). Points are [n, 3], RAS mm; the i-th fixed point corresponds to the i-th moving one. ``points`` only
+    measure the error, ``guides`` only pull the deformation: none is both. ``start`` maps fixed world to moving world
+    (RAS mm) and is the transform A of phi(x) = A(x + u(x)).
     """
 
     name: str
@@ -39,6 +40,8 @@ class Pair:
     moving_exclude: Mask | None = None
     fixed_guides: Points | None = None
     moving_guides: Points | None = None
+    fixed_regions: Tensor | None = None
+    moving_regions: Tensor | None = None
 
     @property
     def domain(self) -> Domain:

@@ -8,6 +8,7 @@ from medinr.fields.lattice import CubicLattice
 from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
 from medinr.fields.prior import ImagePrior
+from medinr.fields.regional import Regional, RegionalTransform
 from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.tangent import TangentField
@@ -32,6 +33,8 @@ __all__ = [
     "LinearTime",
     "Map",
     "PhaseTime",
+    "Regional",
+    "RegionalTransform",
     "Sum",
     "SurrogateTime",
     "TangentField",

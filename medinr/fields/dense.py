@@ -9,6 +9,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from medinr import jets
+from medinr.fields.regional import RegionalTransform
 from medinr.fields.transform import Transform
 from medinr.fields.warp import CHUNK, chunks
 from medinr.space import Domain, transform_points
@@ -63,8 +64,11 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
     Unless ``exact``, the network is evaluated on a lattice of about 8 mm, interpolated by tensor-product cubic splines
     and compared with the network at random voxel centres; while the largest error exceeds 0.05 mm (or a tenth of a
     voxel) the lattice is refined, and where it would come close to the voxels they are all visited. Beside the result,
-    16 bytes a voxel (20 with the uncertainty), and the lattice only a slab or chunk is in memory.
+    16 bytes a voxel (20 with the uncertainty), and the lattice only a slab or chunk is in memory. Where regions slide
+    along each other, each one's own smooth map is evaluated so.
     """
+    if isinstance(transform, RegionalTransform):
+        return _by_region(transform, domain, exact)
     # An image of a small animal has other lengths.
     tolerance = min(TOLERANCE_MM, 0.1 * min(domain.spacing))
     if not exact:
@@ -98,6 +102,24 @@ def evaluate_dense(transform: Transform, domain: Domain, exact: bool = False) ->
         uncertain += [] if length is None else [length]
     uncertainty = torch.cat(uncertain).reshape(domain.shape) if uncertain else None
     return Dense(displacement.reshape(*domain.shape, 3), det.reshape(domain.shape), uncertainty, 0.0, 0.0)
+
+
+def _by_region(transform: RegionalTransform, domain: Domain, exact: bool) -> Dense:
+    """Every voxel from the map of its own region."""
+    region = torch.cat([transform.region(world) for _, world in chunks(domain)]).reshape(domain.shape)
+    found: Dense | None = None
+    for r, part in enumerate(transform.parts):
+        own = evaluate_dense(part, domain, exact)
+        if found is None:
+            found = own
+            continue
+        here = region == r
+        found.displacement[here], found.det[here] = own.displacement[here], own.det[here]
+        found = found._replace(
+            error_mm=max(found.error_mm, own.error_mm), error_det=max(found.error_det, own.error_det)
+        )
+    assert found is not None
+    return found
 
 
 def _lattice(transform: Transform, domain: Domain, nodes: list[int]) -> Tensor:

@@ -76,12 +76,25 @@ class VolumeNCC:
         radius: half side of the window in voxels of the grid.
         floor: added to both variances: windows with less contrast count less.
         signed: False compares the square, so that an inverted contrast is as good.
+        inside: voxels [X, Y, Z] that the windows see (None: all). A window across the border of a lung compares what
+            moves with the lung and what slides along it; with the lung as ``inside`` it sees the lung alone.
     """
 
-    def __init__(self, fixed: Tensor, radius: int, floor: float = 1e-4, signed: bool = True) -> None:
+    def __init__(
+        self, fixed: Tensor, radius: int, floor: float = 1e-4, signed: bool = True, inside: Tensor | None = None
+    ) -> None:
         self.fixed, self.radius, self.floor, self.signed = fixed, radius, floor, signed
-        self.mean, square = box_mean(torch.stack((fixed, fixed * fixed)), radius)
+        self.inside = None if inside is None else inside.to(fixed)
+        if self.inside is not None:
+            self.share = box_mean(self.inside[None], radius)[0].clamp(min=1e-3)
+        self.mean, square = self._means(torch.stack((fixed, fixed * fixed)))
         self.variance = (square - self.mean**2).clamp(min=0)
+
+    def _means(self, volumes: Tensor) -> Tensor:
+        """Means over the windows, [n, X, Y, Z]."""
+        if self.inside is None:
+            return box_mean(volumes, self.radius)
+        return box_mean(self.inside * volumes, self.radius) / self.share
 
     def __call__(self, moved: Tensor, weight: Tensor) -> Scalar:
         """``weight`` [X, Y, Z] is that of the window around each voxel."""
@@ -90,7 +103,7 @@ class VolumeNCC:
 
     def local(self, moved: Tensor) -> Tensor:
         """Local NCC (or its square) of every window, [X, Y, Z]."""
-        mean, square, product = box_mean(torch.stack((moved, moved * moved, self.fixed * moved)), self.radius)
+        mean, square, product = self._means(torch.stack((moved, moved * moved, self.fixed * moved)))
         covariance = product - self.mean * mean
         variances = (self.variance + self.floor) * ((square - mean**2).clamp(min=0) + self.floor)
         ncc: Tensor = covariance / variances.sqrt() if self.signed else covariance.square() / variances

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.data.pair import Pair
+from medinr.errors import UserError
 from medinr.losses.volumes import VolumeSimilarity, differences
 from medinr.methods.levels import ENOUGH, Level, Window, pyramid
 from medinr.sampling import gaussian_smooth, informative, interpolate, nearest
@@ -97,9 +98,10 @@ def make_grid(
     domain: Domain,
     shrink: float,
     radius: int,
-    compare: Callable[[Tensor], VolumeSimilarity],
+    compare: Callable[..., VolumeSimilarity],
     mask: Mask | None,
     most: int,
+    part: Mask | None = None,
 ) -> Grid:
     """The grid of one stage.
 
@@ -112,9 +114,11 @@ def make_grid(
         domain: the fixed grid, as the method normalises it.
         shrink: distance of the points in voxels.
         radius: half side of the windows in points; 0: single points.
-        compare: the similarity for one channel of the fixed image on the grid.
-        mask: the region.
+        compare: the similarity for one channel of the fixed image on the grid; one with windows also gets ``inside``,
+            the points that they may see.
+        mask: the region; windows see nothing beyond it.
         most: the grid has at most this many points; larger images get a larger distance.
+        part: the part of the image that the grid is about, where all else moves otherwise: windows see it alone.
     """
     unit = voxel_mm(domain)
     level = pyramid(pair, windows, (0.5 * shrink * unit if shrink > 1 else 0.0,))[0]
@@ -123,6 +127,11 @@ def make_grid(
     region = mask if mask is not None else informative(level.fixed, domain, reach * unit) if radius else whole
     if not bool(region.any()) or (mask is None and float(region.float().mean()) > ENOUGH):
         region = whole
+    seen = mask
+    if part is not None:
+        region, seen = region & part, part if mask is None else mask & part
+        if not bool(region.any()):
+            raise UserError(f"{pair.name}: expected each sliding region to hold something to compare, found one empty")
     low, high = box_of(region, [math.ceil(reach * unit / s) for s in domain.spacing])
     lines = axis_lines(domain, shrink, low, high)
     asked = shrink
@@ -143,7 +152,9 @@ def make_grid(
     excluded = pair.moving_exclude
     if excluded is not None:
         excluded = half_way(excluded, pair.moving.domain, shrink * unit)
-    return Grid((x, y, z), points, level, [compare(channel) for channel in fixed], weight, shrink, excluded)
+    sight = {"inside": None if seen is None else nearest(seen, source)} if radius else {}
+    similarities = [compare(channel, **sight) for channel in fixed]
+    return Grid((x, y, z), points, level, similarities, weight, shrink, excluded)
 
 
 def equally_sharp(level: Level, pair: Pair) -> Level:

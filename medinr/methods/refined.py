@@ -11,7 +11,7 @@ from torch import Tensor
 from medinr.configured import Configured
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import CubicLattice, Field, Map, Sum, as_map
+from medinr.fields import CubicLattice, Field, Map, Regional, RegionalTransform, Sum, Transform, as_map
 from medinr.fields.planar import within
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
@@ -35,7 +35,7 @@ class Refinement(Configured):
     details do not correspond: windows have to be larger and the deformation stiffer. The first stage tells which: where
     the mean local NCC that it ends with, on the grid of the next and of windows with contrast, is below ``agreement``
     (measured: 0.98 of one chest in two phases, 0.91 to 0.93 of two mouse brains), the later stages take
-    ``unlike_radius`` and ``unlike_bending``.
+    ``unlike_radius`` and ``unlike_bending``; of each sliding region by itself.
 
     Args:
         shrinks: distance of the grid's points, one for each stage.
@@ -108,10 +108,16 @@ class RefinedRegistration(RegistrationMethod):
     et al., IEEE TMI 18(8), 1999; a network that drives it: Sideri-Lampretsa et al., SINR, MIDL 2024.) In the second
     part the network is frozen; the result is a field like any other, with exact jets, at any point.
 
+    Regions that slide along each other (a pair's ``fixed_regions``) get a lattice each: the first stage moves one for
+    all of them, every later one is done for each region by itself, in windows that see nothing beyond its border. The
+    displacement then jumps there (`Regional`).
+
     Args:
         field: the network, a displacement (None: the lattice alone, from the start of the registration).
         refinement: stages of the lattice. The last sum(steps) steps of the training are theirs, those before belong to
             the network; a shorter training shortens all stages alike.
+        regions: how many regions slide along each other; 1: the map is smooth everywhere. Later stages take their steps
+            once for each.
 
     Other arguments as for `RegistrationMethod`; ``similarity``, ``points``, ``pyramid_mm``, ``regularizers`` and ``lr``
     are the network's.
@@ -135,12 +141,19 @@ class RefinedRegistration(RegistrationMethod):
         use_moving_mask: bool = True,
         landmark_weight: float = 0.0,
         background: float = 0.1,
+        regions: int = 1,
     ) -> None:
         if isinstance(field, Map):  # the lattice is added to a displacement: x + u(x) would enter the sum as u
             raise UserError(f"field: expected a field of displacements, got the map {type(field).__name__}")
-        lattice = CubicLattice(refinement.lattice, unit="voxel")
+        if regions < 1 or (regions > 1 and (field is not None or len(refinement.shrinks) < 2)):
+            raise UserError(
+                f"regions: expected 1, or more with field null and two or more stages, got {regions} with "
+                f"{type(field).__name__} and {len(refinement.shrinks)} stages"
+            )
+        lattices = [CubicLattice(refinement.lattice, unit="voxel") for _ in range(regions)]
         if field is None:  # no step draws points: prepare nothing for them
             pyramid_mm, background = (0.0,), 1.0
+        lattice: Field = Regional(lattices) if regions > 1 else lattices[0]
         super().__init__(
             lattice if field is None else Sum(field, lattice),
             similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
@@ -148,15 +161,25 @@ class RefinedRegistration(RegistrationMethod):
         )  # fmt: skip
         self.refinement = refinement
         self.network: list[Field] = [] if field is None else [field]
-        self.lattices: list[CubicLattice] = [lattice]
+        self.lattices = lattices
+        self.regional: list[Regional] = [lattice] if isinstance(lattice, Regional) else []
+        later = range(1, len(refinement.shrinks))
+        self.parts = [(0, 0), *((stage, region) for stage in later for region in range(regions))]
         self._grid: tuple[int, Grid, Tensor] | None = None
         self.ended: dict[int, int] = {}
-        self.register_buffer("unlike", torch.tensor(-1))
-        self.unlike: Tensor  # 1: the images show different bodies; 0: one; -1: not known yet
+        self.register_buffer("unlike", torch.full((regions,), -1))
+        self.unlike: Tensor  # of each region; 1: the images show different bodies; 0: one; -1: not known yet
 
     def attach(self, pair: Pair) -> None:
         super().attach(pair)
         self._grid = None
+        for regional in self.regional:
+            if pair.fixed_regions is None or int(pair.fixed_regions.max()) >= len(self.lattices):
+                found = "none" if pair.fixed_regions is None else f"labels up to {int(pair.fixed_regions.max())}"
+                raise UserError(
+                    f"{pair.name}: expected sliding regions, labels from 0 to {len(self.lattices) - 1}, found {found}"
+                )
+            regional.divide(pair.fixed_regions)
 
     def begin_at(self, displacement: Tensor, domain: Domain) -> None:
         """Start from a displacement (RAS mm [X, Y, Z, 3] on the fixed grid) instead of the identity.
@@ -171,11 +194,23 @@ class RefinedRegistration(RegistrationMethod):
 
         self.lattices[0].approximate(values)
 
+    def transform(self, context: Tensor | None = None) -> Transform:
+        for regional in self.regional:
+            return RegionalTransform(regional, self.domain, self.start)
+        return super().transform(context)
+
     # -- stages --------------------------------------------------------------------------------------------------
+    # What a step belongs to is counted through `parts`: the stages one after the other, each for one region after the
+    # other. With one region the two are the same.
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of each of `parts`."""
+        return [self.refinement.steps[stage] for stage, _ in self.parts]
 
     def schedule(self) -> list[int]:
-        """First step of each stage, and the end; steps before the first are the network's."""
-        total, own = self.total_steps, self.refinement.steps
+        """First step of each of `parts`, and the end; steps before the first are the network's."""
+        total, own = self.total_steps, self.steps
         scale = 1.0 if self.network and total >= sum(own) else total / sum(own)
         ends = [total - round(scale * sum(own[i:])) for i in range(len(own))]
         starts = [*ends, total]
@@ -191,7 +226,7 @@ class RefinedRegistration(RegistrationMethod):
 
     @property
     def stage(self) -> int | None:
-        """The stage of the present step; None: the network's part."""
+        """The index into `parts` of the present step; None: the network's part."""
         if self._trainer is None:
             return None
         begun = [i for i, first in enumerate(self.schedule()[:-1]) if self.trainer.global_step >= first]
@@ -213,31 +248,40 @@ class RefinedRegistration(RegistrationMethod):
         """The network alone while the lattice is still zero."""
         return within(as_map(self.network[0]) if self.stage is None and self.network else self.map, self.domain)
 
+    @property
+    def lattice(self) -> CubicLattice:
+        """The lattice that the present stage moves."""
+        return self.lattices[0 if self.stage is None else self.parts[self.stage][1]]
+
     def grid(self) -> tuple[list[int], Grid, Tensor]:
         """Of the present stage: the levels that it moves, its grid, and the displacement [X, Y, Z, 3] of all else."""
-        stage = self.stage
-        assert stage is not None and self.pair is not None
-        if self._grid is None or self._grid[0] != stage:
+        index = self.stage
+        assert index is not None and self.pair is not None
+        stage, region = self.parts[index]
+        if self._grid is None or self._grid[0] != index:
             self._grid = None  # the memory of the last one, before the next is made
-            grid, still = self._new_grid(stage)
-            if stage and int(self.unlike) < 0:
-                self.unlike.fill_(int(self._agreement(grid, still, stage) < self._least_agreement))
-                if int(self.unlike):
-                    grid, still = self._new_grid(stage)
-            self._grid = (stage, grid, still)
+            for regional in self.regional if stage else []:
+                regional.separate()
+            grid, still = self._new_grid(stage, region)
+            if stage and int(self.unlike[region]) < 0:
+                self.unlike[region] = int(self._agreement(grid, still, stage) < self._least_agreement)
+                if int(self.unlike[region]):
+                    grid, still = self._new_grid(stage, region)
+            self._grid = (index, grid, still)
         _, grid, still = self._grid
         return self.refinement.levels(stage, grid.shrink), grid, still
 
-    def _new_grid(self, stage: int) -> tuple[Grid, Tensor]:
+    def _new_grid(self, stage: int, region: int) -> tuple[Grid, Tensor]:
         pair, r = self.pair, self.refinement
         assert pair is not None
         flat = [(float(w[0]), float(w[1])) for w in self.state["windows"]]
         n = len(pair.fixed.data)
         windows: list[list[Window]] = [flat[:n], flat[n:]]
         mask = pair.fixed_mask if self.use_mask else None
-        radius = r.unlike_radius if stage and int(self.unlike) > 0 else r.radius
+        radius = r.unlike_radius if stage and int(self.unlike[region]) > 0 else r.radius
         compare = partial(VolumeNCC, radius=radius, floor=r.floor, signed=r.signed)
-        grid = make_grid(pair, windows, self.domain, r.shrinks[stage], radius, compare, mask, r.most)
+        part = pair.fixed_regions == region if stage and self.regional and pair.fixed_regions is not None else None
+        grid = make_grid(pair, windows, self.domain, r.shrinks[stage], radius, compare, mask, r.most, part)
         return grid, self.still(grid, r.levels(stage, grid.shrink))
 
     @property
@@ -248,7 +292,7 @@ class RefinedRegistration(RegistrationMethod):
     @torch.no_grad()
     def _agreement(self, grid: Grid, still: Tensor, stage: int) -> float:
         """Mean local NCC (or its square) on a grid, as the map is now; the best of the channels."""
-        u = still + self.lattices[0].on_grid(grid.lines, self.refinement.levels(stage, grid.shrink))
+        u = still + self.lattice.on_grid(grid.lines, self.refinement.levels(stage, grid.shrink))
         moved, weight = carried(grid, u, self.to_moving_voxels, self.moving_mask)
         pairs = zip(grid.similarities, moved, strict=True)
         return max(one.agreement(m, weight) for one, m in pairs if isinstance(one, VolumeNCC))
@@ -256,7 +300,7 @@ class RefinedRegistration(RegistrationMethod):
     @torch.no_grad()
     def still(self, grid: Grid, moving: Sequence[int]) -> Tensor:
         """What does not move in a stage: the network, and the other levels of the lattice."""
-        lattice = self.lattices[0]
+        lattice = self.lattice
         others = [i for i in range(len(self.refinement.lattice)) if i not in moving]
         u = lattice.on_grid(grid.lines, others)
         for network in self.network:
@@ -279,7 +323,8 @@ class RefinedRegistration(RegistrationMethod):
     def refine(self) -> dict[str, Scalar]:
         """The loss of a stage, on its whole grid."""
         r, (levels, grid, still) = self.refinement, self.grid()
-        u = still + self.lattices[0].on_grid(grid.lines, levels)
+        stage, region = self.parts[self.stage or 0]
+        u = still + self.lattice.on_grid(grid.lines, levels)
         if self.domain.in_plane is not None:
             u = u @ self.domain.in_plane.to(u)
         similarity, overlap = compare_on_grid(grid, u, self.to_moving_voxels, self.moving_mask)
@@ -287,7 +332,7 @@ class RefinedRegistration(RegistrationMethod):
         bending = voxel**2 * bending_on_grid(u, grid.steps)
         barrier = barrier_on_grid(u, grid.steps)
         self._log({"overlap": overlap.detach(), "raw/bending": bending.detach(), "raw/barrier": barrier.detach()})
-        stiffness = r.unlike_bending if self.stage and int(self.unlike) > 0 else r.bending
+        stiffness = r.unlike_bending if stage and int(self.unlike[region]) > 0 else r.bending
         terms = {"similarity": similarity, "bending": stiffness * bending, "barrier": r.barrier * barrier}
         for name, distance in self.guides().items():
             terms[name] = self.landmark_weight * distance
@@ -299,7 +344,9 @@ class RefinedRegistration(RegistrationMethod):
         """Drop the gradients of what rests: Adam would count its steps, and begin the next stage with other moments."""
         stage = self.stage
         moved = [] if stage is None else self.grid()[0]
-        rests: list[Tensor] = [p for i, p in enumerate(self.lattices[0].levels) if i not in moved]
+        rests: list[Tensor] = [
+            p for one in self.lattices for i, p in enumerate(one.levels) if one is not self.lattice or i not in moved
+        ]
         if stage is not None:
             rests += [p for network in self.network for p in network.parameters()]
         for parameter in rests:
@@ -307,14 +354,13 @@ class RefinedRegistration(RegistrationMethod):
 
     def groups(self) -> list[Group]:
         """The network follows the usual schedule in its part, each level of the lattice that of its stages."""
-        r, lattice = self.refinement, self.lattices[0]
-        starts = self.schedule()
+        r, starts = self.refinement, self.schedule()
         unit = voxel_mm(self.domain) / self.domain.unit_mm
 
-        def of_level(level: int) -> Rate:
+        def of_level(region: int, level: int) -> Rate:
             def rate(step: int) -> float:
-                for stage, (first, last) in enumerate(itertools.pairwise(self.schedule())):
-                    if first <= step < last and level in r.levels(stage, 0):
+                for (stage, own), (first, last) in zip(self.parts, itertools.pairwise(self.schedule()), strict=True):
+                    if first <= step < last and own == region and level in r.levels(stage, 0):
                         rise, share = min(1.0, (step - first + 1) / 5), (step - first) / (last - first)
                         wave = 0.55 + 0.45 * math.cos(math.pi * share)
                         return r.lr * r.shrinks[stage] * unit * rise * wave
@@ -322,7 +368,9 @@ class RefinedRegistration(RegistrationMethod):
 
             return rate
 
-        found: list[Group] = [([p], of_level(i)) for i, p in enumerate(lattice.levels)]
+        found: list[Group] = [
+            ([p], of_level(k, i)) for k, one in enumerate(self.lattices) for i, p in enumerate(one.levels)
+        ]
         if self.network:
             parameters: list[Tensor] = list(self.network[0].parameters())
             found.append((parameters, lambda s: self.lr * self.rate(s, starts[0]) if s < starts[0] else 0.0))

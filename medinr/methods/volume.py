@@ -106,7 +106,7 @@ class VolumeRegistration(RegistrationMethod):
             self._grid = index, grid
         return self._grid[1]
 
-    def comparison(self, shrink: float) -> tuple[int, Callable[[Tensor], VolumeSimilarity]]:
+    def comparison(self, shrink: float) -> tuple[int, Callable[..., VolumeSimilarity]]:
         """Half side of the windows in points of a grid, and the similarity for one channel of the fixed image."""
         similarity = self.similarity
         if not isinstance(similarity, LocalNCC):
