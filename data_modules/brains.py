@@ -64,7 +64,7 @@ class AdultSlabsCohort(CohortModule):
 
 
 class MouseCohort(CohortModule):
-    """Eight mouse brains with 37 labelled structures, as `MouseBrains`; no conditions.
+    """Eight mouse brains with 37 labelled structures, as `MouseBrains`: 0 outside the mask; no conditions.
 
     Args:
         root: folder with ``template/``, ``mask/`` and ``label/``.
@@ -88,6 +88,9 @@ class MouseCohort(CohortModule):
     ) -> None:
         super().__init__("mouse_fvb", ["MR"], val, test, spacing, margin_mm, seed, steps_per_epoch, cache_dir)
         self.root, self.starts = root, starts
+
+    def reader(self) -> ReadScan:
+        return ReadScan((), self.spacing, self.margin_mm, masked=True)
 
     def listed(self) -> tuple[list[Entry], list[Condition]]:
         brains: Sequence[Subject]

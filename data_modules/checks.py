@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from data_modules.cohort_checks import cohort_lines
 from data_modules.dirlab import DIRLab, dirlab_cases_in
 from data_modules.fourdct import FourDCT, phases_in
 from medinr.data.base import MedINRDataModule
@@ -15,12 +16,15 @@ from medinr.errors import RegistrationWarning, UserError
 def check_root(path: str | Path) -> list[str]:
     """One line per case under a data root: ``case1: ok: ...``, ``case1: warning: ...`` or ``case1: problem: ...``.
 
-    Recognised are DIR-LAB 4DCT cases (`DIRLab`) and folders with one image per breathing phase (`FourDCT`).
+    Recognised are DIR-LAB 4DCT cases (`DIRLab`), folders with one image per breathing phase (`FourDCT`), and the
+    cohorts of `data_modules.cohort_checks`; also the table of a cohort, a file.
 
     Raises:
         UserError: no such folder, or nothing in it that a data module knows.
     """
     root = Path(path)
+    if root.is_file():
+        return cohort_lines(root)
     if not root.is_dir():
         raise UserError(f"{root}: expected a folder of data, found none; check the path")
     lines = [
@@ -35,10 +39,11 @@ def check_root(path: str | Path) -> list[str]:
             second = first + 50 if first + 50 in phases else phases[-1]
             name = f"{root.resolve().name}, phases {', '.join(f'T{p:02d}' for p in phases)}"
             lines.append(_line(name, lambda f=first, s=second, p=pattern: FourDCT(str(root), f, s, p)))  # type: ignore[misc]
+    lines += cohort_lines(root)
     if not lines:
         raise UserError(
-            f"{root}: expected DIR-LAB cases (Case1Pack, ...) or a folder with one image per phase (*_T00.nii.gz ...), "
-            "found neither; name the folder that holds them"
+            f"{root}: expected DIR-LAB cases (Case1Pack, ...), a folder with one image per phase (*_T00.nii.gz ...) or "
+            "a cohort (dHCP, UK Biobank, fetal CRL), found none; name the folder that holds them"
         )
     return lines
 

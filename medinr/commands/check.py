@@ -10,10 +10,12 @@ EXAMPLE = "medinr check data/dirlab"
 
 def main(args: list[str]) -> int:
     parser = command_parser("check", "Say what is found under a data folder, and what is wrong with it.", EXAMPLE)
-    parser.add_argument("root", type=str, help="a DIR-LAB folder, or a folder of 4D-CT phases")
+    parser.add_argument(
+        "root", type=str, help="a folder of DIR-LAB, 4D-CT phases, dHCP, UK Biobank, or a table of scans"
+    )
     root = Path(parser.parse_args(args).root)
-    if not root.is_dir():
-        raise UserError(f"{root}: expected a folder of data, found {'a file' if root.exists() else 'nothing'}")
+    if not root.exists():
+        raise UserError(f"{root}: expected a folder of data or a table of scans, found nothing; check the path")
 
     from data_modules import check_root
 

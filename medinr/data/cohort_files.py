@@ -1,5 +1,6 @@
 """The files of a scan, and how they become one: read, checked, cropped, resampled, kept."""
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ from medinr.data.cohort import UNLABELLED, Scan
 from medinr.data.transforms import mask_box
 from medinr.data.working import labels_on_grid, on_grid, working_grid
 from medinr.errors import UserError
-from medinr.io import as_image, read_labels, read_mask
+from medinr.io import as_image, read_domain, read_labels, read_mask
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Matrix
 
-IN_MEMORY = 200
-"""Scans that are kept in memory where no folder for them is named."""
+MEMORY_BYTES = 4_000_000_000
+"""What the scans that are kept in memory may take, where no folder for them is named; the others are read anew."""
 IDENTITY = torch.eye(4, dtype=torch.float64)
 
 
@@ -169,7 +170,7 @@ def read_scan(entry: Entry, reader: ReadScan | None = None) -> Scan:
 
 
 class ScanStore:
-    """Scans by name, each read once: kept in memory (the first `IN_MEMORY`), or in a folder across runs."""
+    """Scans by name, each read once: kept in memory (as many as `MEMORY_BYTES` hold), or in a folder across runs."""
 
     def __init__(self, entries: Sequence[Entry], reader: ReadScan, cache_dir: str | None = None) -> None:
         self.entries = {entry.name: entry for entry in entries}
@@ -177,7 +178,7 @@ class ScanStore:
         self._data: Any
         if cache_dir is None:
             self._data = CacheDataset(
-                list(entries), reader, cache_num=IN_MEMORY, num_workers=None, progress=False, copy_cache=False,
+                list(entries), reader, cache_num=_fitting(entries, reader), num_workers=None, progress=False, copy_cache=False,
                 runtime_cache=True,
             )  # fmt: skip
         else:
@@ -192,6 +193,18 @@ class ScanStore:
         except RuntimeError as error:
             raise users_mistake(error) or error from None
         return scan_of(self.entries[name], read)
+
+
+def _fitting(entries: Sequence[Entry], reader: ReadScan) -> int:
+    """How many scans of the first readable one's size fit into memory; cropping is not counted."""
+    for entry in entries:
+        try:
+            domain = read_domain(open_source(next(iter(entry.images.values()))))
+        except (UserError, StopIteration):
+            continue
+        voxels = math.prod(domain.sides_mm) / math.prod(reader.spacing or domain.spacing)
+        return max(1, int(MEMORY_BYTES / (voxels * (4 * len(entry.images) + 5))))
+    return 1
 
 
 def _entry_hash(entry: Entry, reader: ReadScan) -> bytes:
