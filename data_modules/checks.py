@@ -43,7 +43,7 @@ def check_root(path: str | Path) -> list[str]:
     if not lines:
         raise UserError(
             f"{root}: expected DIR-LAB cases (Case1Pack, ...), a folder with one image per phase (*_T00.nii.gz ...) or "
-            "a cohort (dHCP, UK Biobank, fetal CRL), found none; name the folder that holds them"
+            "a cohort (dHCP, UK Biobank, fetal CRL), found none of them; name the folder that holds them"
         )
     return lines
 

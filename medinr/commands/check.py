@@ -11,11 +11,11 @@ EXAMPLE = "medinr check data/dirlab"
 def main(args: list[str]) -> int:
     parser = command_parser("check", "Say what is found under a data folder, and what is wrong with it.", EXAMPLE)
     parser.add_argument(
-        "root", type=str, help="a folder of DIR-LAB, 4D-CT phases, dHCP, UK Biobank, or a table of scans"
+        "root", type=str, help="a folder (DIR-LAB, 4D-CT phases, dHCP, UK Biobank), or a table of scans"
     )
     root = Path(parser.parse_args(args).root)
     if not root.exists():
-        raise UserError(f"{root}: expected a folder of data or a table of scans, found nothing; check the path")
+        raise UserError(f"{root}: expected a folder of data, found nothing; name a folder, or the table of a cohort")
 
     from data_modules import check_root
 

@@ -177,9 +177,10 @@ class ScanStore:
         self._index = {entry.name: i for i, entry in enumerate(entries)}
         self._data: Any
         if cache_dir is None:
+            count = _fitting(entries, reader)
             self._data = CacheDataset(
-                list(entries), reader, cache_num=_fitting(entries, reader), num_workers=None, progress=False, copy_cache=False,
-                runtime_cache=True,
+                list(entries), reader, cache_num=count, runtime_cache=True, num_workers=None, progress=False,
+                copy_cache=False,
             )  # fmt: skip
         else:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)

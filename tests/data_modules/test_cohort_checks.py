@@ -47,4 +47,4 @@ def test_what_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["check", str(tmp_path)]) == 2
     assert "or a cohort (dHCP, UK Biobank, fetal CRL), found none" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "x")]) == 2
-    assert "expected a folder of data or a table of scans, found nothing" in capsys.readouterr().err
+    assert "expected a folder of data, found nothing" in capsys.readouterr().err

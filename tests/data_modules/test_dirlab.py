@@ -220,7 +220,7 @@ def test_check_root_gives_a_line_a_case(write_case: WriteCase) -> None:
 
 
 def test_check_root_refuses_the_unknown(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="found neither"):
+    with pytest.raises(UserError, match="found none of them"):
         check_root(tmp_path)
     with pytest.raises(UserError, match="found none"):
         check_root(tmp_path / "nowhere")
