@@ -182,6 +182,10 @@ class TimedVelocity(Field):
             )
         self.network, self.time, self.time_scale = network, time, time_scale
 
+    def set_times(self, reference: float, span: float, period: float | None, seen: Sequence[float]) -> None:
+        """Tell `time` of the sequence (see `TimeEncoding.set`); ``seen``, the trained times, change nothing here."""
+        self.time.set(reference, span, period)
+
     def weights(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """e(t), and the matrix [3, 3 size] that sums the modes."""
         if context is None or context.shape != (1,):

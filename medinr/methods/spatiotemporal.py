@@ -1,41 +1,36 @@
 """Registration of an image sequence: one velocity field of space and time (ST-NeRP)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from medinr import io, jets
+from medinr import jets
 from medinr.data.pair import Pair
 from medinr.data.sequence import Sequence as ImageSequence
-from medinr.data.sequence import span
-from medinr.data.series import extremes
 from medinr.errors import UserError
 from medinr.fields import Field, TimedVelocity, TimeEncoding, Transform
 from medinr.fields.base import in_chunks, values_at
-from medinr.fields.flow import Flow, FlowTransform, Scheme, between
+from medinr.fields.flow import Flow, Scheme
 from medinr.fields.prior import ImagePrior
 from medinr.fields.warp import render
 from medinr.losses import Regularizer, Similarity, TemporalSmoothness
-from medinr.methods.levels import Level, robust_windows, samplers, windowed
+from medinr.methods.levels import Level, samplers, windowed
 from medinr.methods.method import Group, share_of_rate
 from medinr.methods.mixins import INRMixin, RegularizerMixin
-from medinr.methods.module import RegistrationModule
+from medinr.methods.timed import EYE, SequenceRegistration
 from medinr.precision import full
 from medinr.ranks import share, world_size
-from medinr.results import Evaluation, landmarks_over_time
 from medinr.sampling import PointSampler, gaussian_smooth, interpolate
 from medinr.space import Domain, transform_points
 from medinr.types import Points, Scalar, Volume
 
 Batch = tuple[Points, list[int]]
 """Points, and the indices of the times that they are dealt out to."""
-EYE = torch.eye(4, dtype=torch.float64)
 
 
-class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule):
+class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistration):
     """min over v of the mean over times of S(I_ref, I_t o phi_t) + penalties, phi_t = exp(v(., t)), phi_ref = id.
 
     Qiu et al., ST-NeRP: Spatial-Temporal Neural Representation Learning with Prior Embedding for Patient-specific
@@ -110,15 +105,8 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule)
         self.points, self.times_per_step, self.pyramid_mm = points, times_per_step, tuple(pyramid_mm)
         self.lr, self.warmup, self.cosine, self.overlap_weight = lr, warmup, cosine, overlap_weight
         self.window, self.jitter, self.use_mask, self.background = window, jitter, use_mask, background
-        self.sequence: ImageSequence | None = None
         self.moving_mask = None
-        self.clock: list[Tensor] = []
         self._volumes: tuple[tuple[int, bool], dict[int, Volume]] | None = None
-
-    @property
-    def flow(self) -> Flow:
-        assert isinstance(self.map, Flow)
-        return self.map
 
     @property
     def penalties(self) -> Mapping[str, Regularizer]:  # type: ignore[override]
@@ -131,44 +119,13 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule)
 
     # -- the sequence --------------------------------------------------------------------------------------------
 
-    @property
-    def subject(self) -> Any:
-        found = self.sequence or getattr(self.trainer.datamodule, "sequence", None)  # type: ignore[attr-defined]
-        if not isinstance(found, ImageSequence):
-            kind = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
-            raise UserError(f"data: expected an image sequence, found {kind}; give FourDCTSequence or another one")
-        return found
-
-    def size(self, pair: Pair | ImageSequence) -> None:
-        self._take_domain(pair.domain)
-
     def attach(self, pair: Pair | ImageSequence) -> None:
         """Take a sequence: windows, coordinate maps and samplers, all on the method's device."""
-        if isinstance(pair, Pair):
-            raise UserError(f"data: expected an image sequence, found the pair {pair.name}; give a Sequence")
-        sequence = pair.to(self.device)
-        image = sequence.images[sequence.reference]
-        if self.prior is not None and self.prior.field.out_features != len(image.data):
+        sequence = self.take(pair, self.window)
+        channels = len(sequence.images[sequence.reference].data)
+        if self.prior is not None and self.prior.field.out_features != channels:
             found = self.prior.field.out_features
-            raise UserError(f"prior: expected {len(image.data)} outputs, as channels, found {found}; set out_features")
-        extreme, trained = extremes(sequence), [i for i in sequence.training if i != sequence.reference]
-        windows = [self.window] * len(image.data) if self.window else robust_windows(image)
-        self.remember(
-            {
-                "domain": sequence.domain.to_dict(),
-                "start": EYE.tolist(),
-                "windows": [[float(v) for v in w] for w in windows],
-                "times": list(sequence.times),
-                "held_out": list(sequence.held_out),
-                "reference": sequence.reference_time,
-                "period": sequence.period,
-                "span": span(sequence.times, sequence.period),
-                "view": sequence.times[next(i for i in trained if sequence.images[i] is extreme.moving)],
-            }
-        )
-        self.sequence, self.pair, self.trained = sequence, extreme, trained
-        self.clock = [self.context(t) for t in sequence.times]
-        self.matrices = [i.domain.world_to_voxel @ self.domain.normalised_to_world for i in sequence.images]
+            raise UserError(f"prior: expected {channels} outputs, as channels, found {found}; set out_features")
         self._volumes = None
         mask = sequence.masks[sequence.reference] if self.use_mask else None
         if mask is None:
@@ -179,45 +136,7 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule)
             self.samplers = [PointSampler(self.domain, mask, self.jitter, self.background)] * len(self.pyramid_mm)
         self.everywhere = PointSampler(self.domain)
 
-    def remember(self, state: dict[str, Any]) -> None:
-        """Keep what a checkpoint must carry for the transforms to be read again without the images."""
-        self._take_domain(Domain.from_dict(state["domain"]))
-        assert isinstance(self.flow.velocity, TimedVelocity)
-        self.flow.velocity.time.set(state["reference"], state["span"], state["period"])
-        self.state = state
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        self.remember({k: v for k, v in kept.items() if k != "method"})
-
-    def _take_domain(self, domain: Domain) -> None:
-        self.domain = domain
-        self.flow.cover(domain)
-
-    @property
-    def attached(self) -> bool:
-        return bool(self.clock)
-
     # -- reading -------------------------------------------------------------------------------------------------
-
-    def context(self, time: float) -> Tensor:
-        """A time as the field takes it, [1]."""
-        return torch.tensor([float(time)], device=self.device)
-
-    def transform(self, time: float | None = None) -> Transform:
-        """phi_t, from the world at the reference time to the world at ``time`` (None: that of the evaluated pair)."""
-        return FlowTransform(self.flow, self.domain, self.context(self.state["view"] if time is None else time))
-
-    def transform_at(self, time: float) -> Transform:
-        """phi_t at any time."""
-        return self.transform(time)
-
-    def transform_between(self, source: float, target: float) -> Transform:
-        """phi_t o phi_s^-1, from the world at time s to that at time t."""
-        if source == self.state["reference"]:
-            return self.transform(target)
-        if target == self.state["reference"]:
-            return Transform(self.flow.backward(), self.domain, EYE, self.context(source))
-        return Transform(between(self.flow, self.context(source), self.context(target)), self.domain, EYE)
 
     @torch.no_grad()
     def rendering(self, domain: Domain, time: float | None = None) -> Volume | None:
@@ -352,45 +271,3 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, RegistrationModule)
             v = [unit * values_at(self.flow.velocity, some, self.context(t + s * length)) for s in shifts]
             found.append(smoothness(*v))
         return torch.stack(found).mean()
-
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Warn where the integration's steps are too long."""
-        for t in self.state["times"]:
-            self.flow.check(self.context(t))
-
-    def _errors(self) -> dict[float, tuple[float, float]]:
-        assert self.sequence is not None
-        return landmarks_over_time(self.transform_at, self.sequence)
-
-    def _sequence_metrics(self) -> dict[str, float]:
-        errors = self._errors()
-        held = {self.state["times"][i] for i in self.state["held_out"]}
-        groups = {"sequence": list(errors), "held_out": [t for t in errors if t in held]}
-        return {f"tre/{name}": sum(errors[t][1] for t in ts) / len(ts) for name, ts in groups.items() if ts}
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """TRE at all times that have landmarks, and that of the held-out ones."""
-        with full(self.device.type):
-            found = self._sequence_metrics()
-        self.log_dict(found, prog_bar=True, batch_size=1, sync_dist=True)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Evaluation:
-        """The reference with the image farthest from it in time, as any pair; landmarks at all times beside it."""
-        found = super().predict_step(batch, batch_idx)
-        with full(self.device.type):
-            found.metrics.update(self._sequence_metrics())
-        return found
-
-    def report(self, out: Path) -> list[Path]:
-        """A table of the times: landmarks before and after, and the integration."""
-        errors = self._errors()
-        lines = ["time,held_out,tre_before_mm,tre_mm,steps,h_lipschitz"]
-        for i, t in enumerate(self.state["times"]):
-            before, after = errors.get(t, (float("nan"), float("nan")))
-            context = self.context(t)
-            flow = f"{self.flow.count(context)},{self.flow.stepping(context):.4g}"
-            lines.append(f"{t:g},{int(i in self.state['held_out'])},{before:.4g},{after:.4g},{flow}")
-        io.write_text(out / "times.csv", "\n".join(lines) + "\n")
-        return [out / "times.csv"]
