@@ -117,7 +117,7 @@ class RefinedRegistration(RegistrationMethod):
         refinement: stages of the lattice. The last sum(steps) steps of the training are theirs, those before belong to
             the network; a shorter training shortens all stages alike.
         regions: how many regions slide along each other; 1: the map is smooth everywhere. Later stages take their steps
-            once for each.
+            once for each. With ``use_mask`` false, a pair that names no regions has its mask and the rest.
 
     Other arguments as for `RegistrationMethod`; ``similarity``, ``points``, ``pyramid_mm``, ``regularizers`` and ``lr``
     are the network's.
@@ -159,7 +159,7 @@ class RefinedRegistration(RegistrationMethod):
             similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
             use_moving_mask, "isotropic", landmark_weight, background,
         )  # fmt: skip
-        self.refinement = refinement
+        self.refinement, self.regions = refinement, regions
         self.network: list[Field] = [] if field is None else [field]
         self.lattices = lattices
         self.regional: list[Regional] = [lattice] if isinstance(lattice, Regional) else []
@@ -173,13 +173,14 @@ class RefinedRegistration(RegistrationMethod):
     def attach(self, pair: Pair) -> None:
         super().attach(pair)
         self._grid = None
+        labels = pair.fixed_mask if pair.fixed_regions is None and not self.use_mask else pair.fixed_regions
         for regional in self.regional:
-            if pair.fixed_regions is None or int(pair.fixed_regions.max()) >= len(self.lattices):
-                found = "none" if pair.fixed_regions is None else f"labels up to {int(pair.fixed_regions.max())}"
+            if labels is None or int(labels.max()) >= len(self.lattices):
+                found = "none" if labels is None else f"labels up to {int(labels.max())}"
                 raise UserError(
                     f"{pair.name}: expected sliding regions, labels from 0 to {len(self.lattices) - 1}, found {found}"
                 )
-            regional.divide(pair.fixed_regions)
+            regional.divide(labels)
 
     def begin_at(self, displacement: Tensor, domain: Domain) -> None:
         """Start from a displacement (RAS mm [X, Y, Z, 3] on the fixed grid) instead of the identity.
@@ -280,7 +281,7 @@ class RefinedRegistration(RegistrationMethod):
         mask = pair.fixed_mask if self.use_mask else None
         radius = r.unlike_radius if stage and int(self.unlike[region]) > 0 else r.radius
         compare = partial(VolumeNCC, radius=radius, floor=r.floor, signed=r.signed)
-        part = pair.fixed_regions == region if stage and self.regional and pair.fixed_regions is not None else None
+        part = self.regional[0].labels == region if stage and self.regional else None
         grid = make_grid(pair, windows, self.domain, r.shrinks[stage], radius, compare, mask, r.most, part)
         return grid, self.still(grid, r.levels(stage, grid.shrink))
 

@@ -178,6 +178,16 @@ def test_a_pair_without_the_regions_is_refused(sliding: Pair, changes: dict[str,
         method.attach(replace(sliding, **changes))
 
 
+def test_a_mask_that_is_not_used_as_one_makes_two_regions(sliding: Pair) -> None:
+    mask = regions() > 0
+    masked = replace(sliding, fixed_regions=None, fixed_mask=mask)
+    method = RefinedRegistration(None, Refinement(**STAGES), LocalNCC(), use_mask=False, regions=2)
+    method.attach(masked)
+    assert torch.equal(method.regional[0].labels > 0, mask)
+    with pytest.raises(UserError, match="found none"):
+        RefinedRegistration(None, Refinement(**STAGES), LocalNCC(), regions=2).attach(masked)
+
+
 def test_one_stage_cannot_part_the_regions() -> None:
     with pytest.raises(UserError, match="two or more stages"):
         RefinedRegistration(None, Refinement((1.0,), (10,), agreement=0.0), LocalNCC(), regions=2)
