@@ -45,8 +45,8 @@ N_POINTS = 1000
 MICE = [f"mouse_{i}" for i in range(1, 9)]
 WARPS = [f"{kind}_{size}" for kind in pairs_warps.KINDS for size in (10, 20)]
 PHANTOMS = [f"phantom_{i}" for i in range(1, 6)]
-NAMES = [*WARPS, "popi", *MICE, *PHANTOMS]
-TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10")
+NAMES = [*WARPS, "sliding_14", "popi", *MICE, *PHANTOMS]
+TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14")
 """Settings are chosen on these; all other pairs are test pairs."""
 
 
