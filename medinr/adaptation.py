@@ -8,12 +8,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from medinr.atlas_volumes import Decodes
-from medinr.data.cohort import Condition, Scan
+from medinr.atlas_volumes import AtlasVolume, Decodes
+from medinr.data.cohort import UNLABELLED, Condition, Scan
 from medinr.data.encoded import decode, encode
 from medinr.data.scan_points import Drawn, ScanPoints, brain, placement, weighted_l1
 from medinr.fields.poses import RIGID
 from medinr.latents import Latent
+from medinr.metrics.intensity import psnr, ssim
+from medinr.metrics.overlap import dice
 
 Part = Literal["code", "pose", "rigid", "conditions"]
 AGES = 9
@@ -128,25 +130,35 @@ class _Task:
         self.atlas, self.sampler = atlas, sampler
         self.weight = sampler.present.float() / sampler.present.sum().clamp(min=1)
         generator = torch.Generator().manual_seed(seed)
-        order = sampler.inside[torch.randperm(len(sampler.inside), generator=generator)]
-        n = min(MOST_HELD, max(1, round(held_out * len(order))))
-        self.held = sampler.at(order[:n].long())
-        self.few = sampler.at(order[: min(n, 2048)].long())
-        self.free = order[n:] if len(order) > n else order
+        self.free, held = [], []
+        inside = min(MOST_HELD, math.ceil(held_out * len(sampler.inside)))
+        around = round(inside * atlas.halo / (1 - atlas.halo))  # in the same proportion as the points of a step
+        for voxels, most in ((sampler.inside, inside), (sampler.halo, around)):
+            order = voxels[torch.randperm(len(voxels), generator=generator)].long()
+            n = min(most, len(order) // 2)
+            held.append(order[:n])
+            self.free.append(order[n:])
+        self.held = sampler.at(torch.cat(held))
+        self.few = sampler.at(held[0][:2048])
 
     def draw(self, n: int, generator: torch.Generator) -> Drawn:
-        around = round(self.atlas.halo * n) if len(self.sampler.halo) else 0
-        inside = self.free[torch.randint(len(self.free), (n - around,), generator=generator)]
-        halo = self.sampler.halo[torch.randint(max(len(self.sampler.halo), 1), (around,), generator=generator)]
-        return self.sampler.at(torch.cat((inside, halo)).long())
+        """n of the points that are not held out."""
+        around = round(self.atlas.halo * n) if len(self.free[1]) else 0
+        pieces = [
+            voxels[torch.randint(len(voxels), (count,), generator=generator)]
+            for voxels, count in zip(self.free, (n - around, around), strict=True)
+            if count
+        ]
+        return self.sampler.at(torch.cat(pieces))
 
     def loss(self, drawn: Drawn, latent: Latent) -> Tensor:
         one = (latent.code[None], latent.encoded[None], latent.pose[None], latent.centre[None])
+        device = latent.code.device
         m = len(self.atlas.modalities)
         total = []
         for world, values in zip(drawn.world.split(1024), drawn.values.split(1024), strict=True):
-            out = self.atlas.decode(world[None], *one)[0, :, :m]
-            total.append(weighted_l1(out, values, self.weight) * len(values))
+            out = self.atlas.decode(world[None].to(device), *one)[0, :, :m]
+            total.append(weighted_l1(out, values.to(device), self.weight.to(device)) * len(values))
         return torch.stack(total).sum() / len(drawn.values)
 
 
@@ -161,7 +173,7 @@ def _starts(atlas: Adaptable, task: _Task, values: Mapping[str, float], centre: 
         return [replace(atlas.at(values[time.name], given), centre=centre)]
     ages = torch.linspace(time.low, time.high, AGES).tolist()
     tried = [replace(atlas.at(age, given), centre=centre) for age in ages]
-    losses = [float(task.loss(task.few, latent)) for latent in tried]
+    losses = [float(task.loss(task.few, _moved(latent, _device(atlas)))) for latent in tried]
     order = sorted(range(len(tried)), key=losses.__getitem__)
     return [tried[i] for i in order[: max(1, min(count, 3))]]
 
@@ -178,7 +190,8 @@ def _fit(
     rate: float,
     generator: torch.Generator,
 ) -> Adapted:
-    given = encode(atlas.told, values)
+    start = _moved(start, _device(atlas))
+    given = encode(atlas.told, values).to(start.code)
     free = given.isnan()
     code, pose, encoded = (v.clone().requires_grad_() for v in (start.code, start.pose, start.encoded))
     groups: list[dict[str, Any]] = []
@@ -233,6 +246,38 @@ def _parameters(atlas: Adaptable) -> list[Tensor]:
     return list(parameters()) if parameters is not None else []
 
 
+def _device(atlas: Adaptable) -> torch.device:
+    return next((p.device for p in _parameters(atlas)), torch.device("cpu"))
+
+
+def _moved(latent: Latent, device: torch.device) -> Latent:
+    return Latent(**{k: v.to(device) for k, v in vars(latent).items()})
+
+
 def _plain(latent: Latent) -> Latent:
-    kept = {k: v.detach().clone() for k, v in vars(latent).items()}
-    return Latent(**kept)
+    return Latent(**{k: v.detach().cpu().clone() for k, v in vars(latent).items()})
+
+
+def scan_metrics(atlas: Adaptable, scan: Scan, found: Adapted, volume: AtlasVolume) -> dict[str, float]:
+    """How well a fitted brain shows its scan: PSNR and SSIM in the mask (of the intensity window), mean Dice.
+
+    Args:
+        atlas: what it was fitted to.
+        scan: the scan, with labels or without.
+        found: the fit.
+        volume: the fitted brain on the scan's grid.
+    """
+    sampler, inside = atlas.sampler(scan), brain(scan)
+    there = [m for m in atlas.modalities if m in scan.images]
+    pairs = [(volume.images[m], sampler.volume[atlas.modalities.index(m)]) for m in there]
+    metrics = {
+        "image/psnr": sum(psnr(a, b, 1.0, inside) for a, b in pairs) / len(pairs),
+        "image/ssim": sum(ssim(a, b, 1.0, inside) for a, b in pairs) / len(pairs),
+        "adapt/held_out": found.held_out,
+    }
+    if volume.labels is not None and scan.labels is not None:
+        known = scan.labels != UNLABELLED
+        scores = dice(volume.labels[known].int(), scan.labels[known].int(), atlas.labels[1:])
+        if scores:
+            metrics["dsc/mean"] = sum(scores.values()) / len(scores)
+    return metrics

@@ -1,11 +1,14 @@
 """Conditional spatio-temporal atlases of many scans: one decoder, one code for each scan (CINeMA, CINA)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from medinr.adaptation import adapt_scan, scan_metrics
+from medinr.atlas_volumes import decoded_at, render
 from medinr.data.cohort import Cohort
 from medinr.data.encoded import as_plain, encode
 from medinr.data.scan_points import Drawn, ScanPoints, brain, cross_entropy, placement, weighted_l1
@@ -14,9 +17,12 @@ from medinr.fields.modulated import ModulatedSIREN
 from medinr.fields.poses import AFFINE, RIGID, PoseKind, roughness
 from medinr.membership import Members
 from medinr.methods.method import Group, Method, share_of_rate
+from medinr.precision import full
 from medinr.ranks import rank, world_size
 from medinr.types import Scalar
 
+LOOKED = 2000
+"""Points of a scan at which the progress of a fit is measured."""
 CACHED = 2**19
 """Numbers of one layer that are worth having at once on a CPU."""
 MARGIN = 1.1
@@ -170,7 +176,8 @@ class ConditionalAtlas(Members, Method):
         self.share = self._shares(self.samplers)
         told = [encode(self.told, known) for known in self.state["known"]]
         self.encoded = torch.stack(told).to(self.device) if told else torch.zeros(0, 0)
-        order = self.times.argsort(stable=True).tolist()
+        self.dates = self.times.tolist()
+        order = [i for i in self.times.argsort(stable=True).tolist() if not math.isnan(self.dates[i])]
         self.neighbours = {b: (a, c) for a, b, c in zip(order, order[1:], order[2:], strict=False)}
 
     def _shares(self, samplers: Sequence[ScanPoints]) -> tuple[Tensor, float]:
@@ -178,6 +185,18 @@ class ConditionalAtlas(Members, Method):
         modalities = torch.stack([s.present for s in samplers]).float().mean(0)
         labels = sum(s.classes is not None for s in samplers) / len(samplers)
         return 1 / modalities.clamp(min=1 / len(samplers)), 1 / labels if labels else 0.0
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        several = self.trainer.world_size > 1
+        if several and stage == "fit" and not getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters"):
+            raise UserError(
+                "trainer.strategy: expected ddp_find_unused_parameters_true with several processes, as a step touches "
+                "the codes of its own scans only; set it"
+            )
+        if several and stage == "fit" and min(self.scans_per_step, len(self.subject.names("train"))) < world_size():
+            raise UserError(f"model.scans: expected as many scans a step as processes ({world_size()}) or more")
+        super().setup(stage)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +229,10 @@ class ConditionalAtlas(Members, Method):
         if self.device.type == "cpu":  # as many scans at once as the cache holds activations of
             size = max(1, CACHED // (self.decoder.width * len(batch[0][1].world)))
         found = [self._terms(batch[i : i + size]) for i in range(0, len(batch), size)]
-        terms = {k: torch.stack([f[k] for f in found]).sum() / len(batch) for k in found[0]}
-        chosen = [i for i, _ in batch]
-        return terms | {k: v for k, v in self._penalties(chosen).items() if v.requires_grad}
+        # Divided by the scans of all processes, over which gradients are averaged: some may have one more.
+        scale = world_size() / min(self.scans_per_step, len(self.samplers))
+        terms = {k: scale * torch.stack([f[k] for f in found]).sum() for k in found[0]}
+        return terms | {k: scale * v for k, v in self._penalties([i for i, _ in batch]).items()}
 
     def _terms(self, batch: list[tuple[int, Drawn]]) -> dict[str, Scalar]:
         """Sums over some scans of their mean losses."""
@@ -249,16 +269,13 @@ class ConditionalAtlas(Members, Method):
                 pose = self.poses[i][None]
                 bent = pose[:, RIGID:AFFINE].square().mean() + 100 * roughness(pose, self.control)
                 found["poses"].append(self.pose_weight * bent)
-        return {k: torch.stack(v).sum() / len(chosen) for k, v in found.items() if v}
+        return {k: torch.stack(v).sum() for k, v in found.items() if v}
 
     def _bend(self, i: int) -> Tensor:
         """Mean square of the difference of code and shape from the line in time through the neighbours'."""
         before, after = self.neighbours[i]
-        t = self.times
-        gap = float(t[after] - t[before])
-        share = float(t[i] - t[before]) / gap if gap > 0 else 0.5
-        if not 0 <= share <= 1:
-            return torch.zeros((), device=self.device)
+        gap = self.dates[after] - self.dates[before]
+        share = (self.dates[i] - self.dates[before]) / gap if gap > 0 else 0.5
         bend = torch.zeros((), device=self.device)
         for part in (self.codes, [pose[RIGID:] for pose in self.poses] if self.pose_kind != "rigid" else None):
             if part is not None:
@@ -287,3 +304,50 @@ class ConditionalAtlas(Members, Method):
             return lambda step: peak * share_of_rate(step, total, self.warmup, self.cosine)
 
         return [(part, rate(peak)) for part, peak in rates if part]
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_end(self) -> None:
+        """PSNR of some training scans at points of their masks: what the atlas has learned so far."""
+        errors = []
+        for i, sampler in list(enumerate(self.samplers))[:: max(1, len(self.samplers) // 4)]:
+            flat = sampler.inside[:: max(1, len(sampler.inside) // LOOKED)].long()
+            drawn = sampler.at(flat)
+            out = decoded_at(self, self.member(i), drawn.world, self.device)[:, : len(self.modalities)].clamp(0, 1)
+            seen = sampler.present.cpu()
+            errors.append((out - drawn.values.cpu())[:, seen].square().mean())
+        psnr = -10 * torch.stack(errors).clamp(min=1e-10).log10().mean()
+        self.log("image/psnr", psnr, prog_bar=True, sync_dist=True)
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        """How well a scan of the validation split can be fitted, in a short fit."""
+        cohort = self.subject
+        name = cohort.names("val")[int(batch)]
+        with torch.enable_grad(), full(self.device.type):
+            found = adapt_scan(self, cohort.scan(name), cohort.known[name], steps=60, points=2048)
+        self.log("adapt/held_out", found.held_out, prog_bar=True, batch_size=1, sync_dist=True)
+
+    def test_step(self, batch: int, batch_idx: int) -> dict[str, Any]:
+        """PSNR, SSIM and Dice of a scan of the test split, fitted by its intensities; the time is not told."""
+        cohort = self.subject
+        name = cohort.names("test")[int(batch)]
+        scan, known = cohort.scan(name), dict(cohort.known[name])
+        time = self.time.name if self.time is not None else ""
+        with torch.enable_grad(), full(self.device.type):
+            told = {k: v for k, v in known.items() if k != time}
+            found = adapt_scan(self, scan, told)
+        metrics = scan_metrics(self, scan, found, render(self, found.latent, scan.domain, self.device))
+        if time in found.conditions and not math.isnan(known.get(time, math.nan)):
+            metrics[f"{time}/error"] = abs(found.conditions[time] - known[time])
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
+        return {"row": {"case": name, **metrics}}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        """An atlas is asked for ages, not for cases.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "predict: an atlas is written by `medinr atlas CKPT --ages ...`, a new scan fitted by `medinr adapt`"
+        )
