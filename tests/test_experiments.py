@@ -20,8 +20,8 @@ from medinr.methods import RefinedRegistration
 from tests.medinr import tiny_runs
 
 ROOT = Path(__file__).resolve().parents[1]
-COHORTS = ("slabs",)
-"""Data that networks learn from: see test_experiments_learned.py."""
+COHORTS = ("slabs", "ukb", "dhcp", "crl")
+"""Data of many people: see test_experiments_learned.py, test_experiments_diffusion.py and test_experiments_atlas.py."""
 SEQUENCES = ("4dct",)
 """Images of many times: see test_experiments_sequence.py."""
 EXPERIMENTS = [

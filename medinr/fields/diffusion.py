@@ -31,7 +31,7 @@ class Denoiser(Configured, nn.Module):
         latent_channels: C.
         channels: features of each level, each of half the resolution of the one before.
         attention: levels that look at the conditions.
-        head_channels: of an attention head.
+        head_channels: of an attention head; 0: one head a level.
         residual: residual blocks a level.
         context: width of a token.
         groups: of the normalisation; a divisor of all ``channels``.
@@ -53,15 +53,13 @@ class Denoiser(Configured, nn.Module):
                 f"denoiser: expected one attention flag a level and channels that {groups} groups divide, found "
                 f"{list(channels)} and {list(attention)}"
             )
-        if any(a and c % head_channels for a, c in zip(attention, channels, strict=True)):
+        if head_channels and any(a and c % head_channels for a, c in zip(attention, channels, strict=True)):
             raise UserError(f"denoiser: expected channels that heads of {head_channels} divide, found {list(channels)}")
         # Not above: see `Autoencoder`.
         from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
         self.latent_channels, self.context, self.halvings = latent_channels, context, len(channels) - 1
-        heads = [head_channels if a else 0 for a in attention]
-        if not attention[-1]:  # the middle block attends in any case
-            heads[-1] = channels[-1]
+        heads = [head_channels or c for c in channels]
         self.network: Any = DiffusionModelUNet(
             3, latent_channels, latent_channels, residual, tuple(channels), tuple(attention), groups,
             num_head_channels=heads, with_conditioning=True, cross_attention_dim=context,

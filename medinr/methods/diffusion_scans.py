@@ -266,4 +266,12 @@ class ScanGenerator(DeformationGenerator):
             scores = metrics.dice(atlas.labels[truth >= 0], truth[truth >= 0], list(self.known.label_names))
             found["atlas/dice"] = sum(scores.values()) / max(len(scores), 1)
         self.log_dict(found, batch_size=1, sync_dist=True)
-        return {"atlas": atlas, "metrics": found}
+        return {"row": {"case": name, **found}}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        """An atlas is asked for conditions, not for scans.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("predict: an atlas is written by `medinr generate CKPT --condition NAME=VALUE --out FOLDER`")
