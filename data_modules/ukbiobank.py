@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from medinr.data.archives import Source, ZipMember, members, open_source, read_bytes
+from medinr.data.archives import Source, ZipMember, members, read_bytes, source_domain
 from medinr.data.cohort import Condition
 from medinr.data.cohort_files import Entry, ReadScan
 from medinr.data.cohort_module import CohortModule
@@ -31,7 +31,7 @@ from medinr.data.layouts_brain import (
 )
 from medinr.data.tables import Table, condition_of, number, read_table
 from medinr.errors import UserError
-from medinr.io import existing_file, read_domain
+from medinr.io import existing_file
 from medinr.io.fsl import flirt_to_world, parse_flirt
 from medinr.space import Domain
 from medinr.types import Matrix
@@ -175,7 +175,7 @@ class UKBiobank(CohortModule):
         labels = files.get(LABELS[self.labels][0]) if self.labels in LABELS else None
         start = None
         if self.space == "linear":
-            start = mni_to_scan(needed(UKB_LINEAR), read_domain(open_source(image)))
+            start = mni_to_scan(needed(UKB_LINEAR), source_domain(image))
         return Entry(scan.name, f"sub-{scan.eid}", {"T1w": image}, labels, mask, known, start=start)
 
     def _conditions(self, scans: Sequence[Found], table: Table) -> tuple[list[Condition], dict[str, list[float]]]:

@@ -14,13 +14,13 @@ from monai.data.dataset import CacheDataset, PersistentDataset
 from monai.transforms.transform import Transform
 from torch import Tensor
 
-from medinr.data.archives import Source, ZipMember, open_source
+from medinr.data.archives import Source, ZipMember, open_source, source_domain
 from medinr.data.base import fingerprint, users_mistake
 from medinr.data.cohort import UNLABELLED, Scan
 from medinr.data.transforms import mask_box
 from medinr.data.working import labels_on_grid, on_grid, working_grid
 from medinr.errors import UserError
-from medinr.io import as_image, read_domain, read_labels, read_mask
+from medinr.io import as_image, read_labels, read_mask
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Matrix
 
@@ -200,7 +200,7 @@ def _fitting(entries: Sequence[Entry], reader: ReadScan) -> int:
     """How many scans of the first readable one's size fit into memory; cropping is not counted."""
     for entry in entries:
         try:
-            domain = read_domain(open_source(next(iter(entry.images.values()))))
+            domain = source_domain(next(iter(entry.images.values())))
         except (UserError, StopIteration):
             continue
         voxels = math.prod(domain.sides_mm) / math.prod(reader.spacing or domain.spacing)

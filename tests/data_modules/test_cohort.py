@@ -216,6 +216,9 @@ def test_a_cache_on_disk_follows_the_files(tmp_path: Path) -> None:
     write_image(tmp_path / "s0_T2w.nii.gz", first + 1, DOMAIN)
     changed = module(table, cache_dir=str(tmp_path / "cache")).cohort.scan("s0").images["T2w"]
     assert torch.equal(changed, first + 1)
+    (tmp_path / "s0_T2w.nii.gz").write_bytes(b"nothing")
+    cohort = module(table, cache_dir=str(tmp_path / "cache")).cohort
+    assert [name for name, _ in cohort.excluded] == ["s0"] and "cannot be read" in cohort.excluded[0][1]
 
 
 def test_the_report_says_it_all(tmp_path: Path) -> None:

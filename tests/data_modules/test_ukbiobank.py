@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from data_modules.ukbiobank import UKBiobank
+from medinr.data.archives import ZipMember, open_source, source_domain
 from medinr.errors import UserError
-from medinr.io import read_labels
+from medinr.io import read_domain, read_labels
 from medinr.phantoms.adult_cohort import adult_draws, write_ukb_phantom
 from medinr.phantoms.adult_template import mni_grid
 
@@ -65,6 +66,19 @@ def test_everything_arrives_without_unpacking(written: Path) -> None:
     assert scan.labels is not None and set(scan.labels.unique().tolist()) == {0, 1, 2, 3}
     assert scan.mask is not None and scan.images["T1w"][~scan.mask].abs().max() == 0, "the brain alone"
     assert sorted(written.rglob("*")) == before, "nothing is unpacked"
+
+
+def test_the_header_alone_gives_the_grid(root: Path) -> None:
+    place = archive(root, 0)
+    source = ZipMember(place, "T1/T1.nii.gz")
+    whole = read_domain(open_source(source))
+    assert source_domain(source).same_grid(whole, 1e-6)
+    plain = nib.nifti1.Nifti1Image(np.ones((5, 6, 7), dtype=np.int16), np.diag([1, 2, 3, 1]))
+    rewrite(place, {"a.nii": plain.to_bytes(), "b.nii.gz": b"nothing"})
+    assert source_domain(ZipMember(place, "a.nii")).spacing == (1, 2, 3)
+    for member, message in (("b.nii.gz", "expected a whole NIfTI image"), ("c.nii.gz", "expected this file in the")):
+        with pytest.raises(UserError, match=message):
+            source_domain(ZipMember(place, member))
 
 
 def test_linear_space_is_mni_space(written: Path) -> None:

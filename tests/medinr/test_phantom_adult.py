@@ -108,6 +108,7 @@ def test_what_is_drawn_follows_age_and_chance() -> None:
     drawn = adult_draws(300, 5)
     age, volume = (np.array([getattr(d, name) for d in drawn]) for name in ("age", "ventricles_ml"))
     assert 45 <= age.min() < 46 and 79 < age.max() <= 80
+    assert abs(np.corrcoef(age, np.arange(300))[0, 1]) < 0.15, "any part of the subjects has all ages"
     slope, _ = np.polyfit(age, np.log(volume), 1)
     rest = np.log(volume) - slope * age
     assert slope == pytest.approx(0.026, abs=0.005) and rest.std() == pytest.approx(0.28, rel=0.2)
