@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["Result", "apply", "evaluate", "register", "sequence"]
+__all__ = ["Result", "adapt", "apply", "atlas", "evaluate", "register", "sequence"]
 
 _LAZY = {
     "register": "medinr.commands.register",
@@ -11,6 +11,8 @@ _LAZY = {
     "apply": "medinr.commands.apply",
     "evaluate": "medinr.commands.evaluate",
     "sequence": "medinr.commands.sequence",
+    "atlas": "medinr.commands.atlas",
+    "adapt": "medinr.commands.adapt",
 }
 
 

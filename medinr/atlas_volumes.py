@@ -89,7 +89,7 @@ def _anything(atlas: Decodes, out: Tensor) -> Tensor:
 
 
 def render(atlas: Decodes, latent: Latent, domain: Domain, device: torch.device | str = "cpu") -> AtlasVolume:
-    """The brain on a grid. What is not connected with its largest piece is cleared.
+    """The brain on a grid. What is not connected with its central piece is cleared.
 
     Args:
         atlas: the decoder.
@@ -104,17 +104,21 @@ def render(atlas: Decodes, latent: Latent, domain: Domain, device: torch.device 
     rough = F.max_pool3d(seen.float().view(1, 1, *(len(s) for s in sparse)), 3, stride=1, padding=1)
     for axis, n in enumerate(shape):
         rough = rough.repeat_interleave(COARSE, dim=axis + 2).narrow(axis + 2, 0, n)
+    rough[..., 0, 0, 0] = 1  # at least one voxel is looked at, also where there is nothing
     flat = (rough[0, 0] > 0.5).flatten().nonzero()[:, 0]
     _, ny, nz = shape
     voxels = torch.stack((flat // (ny * nz), flat // nz % ny, flat % nz), dim=1).float()
     m, k = len(atlas.modalities), len(atlas.labels)
     images = torch.zeros(m, domain.n_voxels)
-    if not len(flat):
-        return AtlasVolume(domain, dict(zip(atlas.modalities, images.view(m, *shape), strict=True)))
-    out = decoded_at(atlas, latent, transform_points(domain.voxel_to_world, voxels), device)
+    world = transform_points(domain.voxel_to_world, voxels)
+    out = decoded_at(atlas, latent, world, device)
     images[:, flat] = out[:, :m].clamp(0, 1).T
     images = images.view(m, *shape)
+    weight = torch.zeros(domain.n_voxels)
+    weight[flat] = torch.exp(-((world - latent.centre).norm(dim=1) / (0.5 * atlas.unit_mm)).square()).float()
+    weight = weight.view(*shape)
     if k == 1:
+        images = images * central_piece((images > FAINT).any(0), weight)
         return AtlasVolume(domain, dict(zip(atlas.modalities, images, strict=True)))
     probabilities = torch.zeros(domain.n_voxels, k, dtype=torch.float16)
     probabilities[:, 0] = 1
@@ -122,7 +126,9 @@ def render(atlas: Decodes, latent: Latent, domain: Domain, device: torch.device 
     classes = torch.zeros(domain.n_voxels, dtype=torch.int16)
     classes[flat] = out[:, m:].argmax(1).to(torch.int16)
     labels = torch.tensor(atlas.labels, dtype=torch.int16)[classes.long()].view(shape)
-    labels = labels * largest_piece(labels > 0)
+    piece = central_piece(labels > 0, weight)
+    probabilities[~piece.flatten()] = torch.eye(k, dtype=torch.float16)[0]
+    labels = labels * piece
     edge = torch.from_numpy(ndimage.binary_dilation(labels.numpy() > 0, iterations=1))
     return AtlasVolume(
         domain, dict(zip(atlas.modalities, images * edge, strict=True)), labels,
@@ -130,10 +136,13 @@ def render(atlas: Decodes, latent: Latent, domain: Domain, device: torch.device 
     )  # fmt: skip
 
 
-def largest_piece(mask: Tensor) -> Tensor:
-    """The largest connected part (by faces) of a mask [X, Y, Z]; all of an empty one."""
+def central_piece(mask: Tensor, weight: Tensor) -> Tensor:
+    """The connected part (by faces) of a mask [X, Y, Z] with the largest sum of weights [X, Y, Z].
+
+    Far from every training scan the decoder says anything, and such pieces may be larger than a small brain.
+    """
     pieces, count = ndimage.label(mask.numpy())
     if count < 2:
         return mask
-    sizes = ndimage.sum_labels(mask.numpy(), pieces, range(1, count + 1))
-    return torch.from_numpy(pieces == int(sizes.argmax()) + 1)
+    sums = ndimage.sum_labels(weight.numpy(), pieces, range(1, count + 1))
+    return torch.from_numpy(pieces == int(sums.argmax()) + 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medinr import latent_statistics as statistics
 from medinr.adaptation import adapt_scan, scan_metrics
-from medinr.atlas_volumes import atlas_domain, render
+from medinr.atlas_volumes import atlas_domain, central_piece, render
 from medinr.data.base import step_loader
 from medinr.data.cohort import Condition
 from medinr.data.encoded import decode, encode
@@ -21,6 +21,7 @@ from medinr.errors import UserError
 from medinr.latents import between, kernel_weights, sampled_latent
 from medinr.methods import ConditionalAtlas, load_method
 from medinr.metrics.topology import euler_characteristic, topology
+from medinr.space import Domain
 from tests.medinr import atlas_worker, tiny_atlas
 from tests.medinr.tiny_runs import ROOT, environment
 
@@ -105,6 +106,22 @@ def test_the_atlas_of_an_age_nobody_had(fitted: ConditionalAtlas) -> None:
     assert heads[1] == pytest.approx(true, rel=0.15)
     centre = render(fitted, fitted.at(29.0), domain).inside.nonzero().float().mean(0)
     assert torch.allclose(centre, (torch.tensor(domain.shape) - 1) / 2, atol=1.0), "upright, at the origin"
+
+
+def test_only_the_central_piece_is_kept() -> None:
+    mask = torch.zeros(9, 9, 9, dtype=torch.bool)
+    mask[:3] = True
+    mask[4:6, 4:6, 4:6] = True
+    at = (torch.stack(torch.meshgrid(*(torch.arange(9.0),) * 3, indexing="ij"), -1) - 4).norm(dim=-1)
+    assert int(central_piece(mask, torch.exp(-at.square())).sum()) == 8
+    assert int(central_piece(mask, torch.ones(9, 9, 9)).sum()) == 3 * 81, "so the weight decides"
+
+
+def test_a_grid_beside_the_brain_is_empty(fitted: ConditionalAtlas) -> None:
+    affine = torch.eye(4).double()
+    affine[:3, 3] = 0.8 * fitted.unit_mm
+    found = render(fitted, fitted.at(29.0), Domain.of((3, 4, 5), affine))
+    assert found.labels is not None and not bool(found.labels.any()) and not bool(found.images["T2w"].any())
 
 
 def test_any_resolution(fitted: ConditionalAtlas) -> None:
