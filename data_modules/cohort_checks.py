@@ -8,7 +8,7 @@ from data_modules.crl import FetalCRL
 from data_modules.dhcp import DHCP
 from data_modules.ukbiobank import UKBiobank
 from medinr.data.cohort_module import CohortModule
-from medinr.data.layouts_brain import DHCP_ROOTS, UKB_KEYS, UKB_SCAN, dhcp_scans
+from medinr.data.layouts_brain import UKB_KEYS, UKB_SCAN, dhcp_folder
 from medinr.data.tables import Table, condition_of, read_table
 from medinr.errors import UserError
 
@@ -25,7 +25,7 @@ def cohort_lines(root: Path) -> list[str]:
     if root.is_file():
         return _lines(root.stem, lambda: _of_table(root))
     lines = []
-    if any(dhcp_scans(root / part) for part in DHCP_ROOTS):
+    if dhcp_folder(root) is not None:
         lines += _lines("dhcp", lambda: DHCP(str(root)))
     if any(next(root.glob(f"{deeper}{UKB_SCAN.format(eid='*', visit='*')}*"), None) for deeper in ("", "*/")):
         lines += _lines("ukbiobank", lambda: UKBiobank(str(root), str(_phenotypes(root))))

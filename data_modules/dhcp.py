@@ -10,9 +10,9 @@ from medinr.data.layouts_brain import (
     DHCP_ENDINGS,
     DHCP_PARTICIPANTS,
     DHCP_PIPELINE,
-    DHCP_ROOTS,
     DRAWEM9,
     dhcp_file,
+    dhcp_folder,
     dhcp_scans,
 )  # fmt: skip
 from medinr.data.tables import Table, condition_of, read_table
@@ -61,6 +61,11 @@ class DHCP(CohortModule):
 
     def listed(self) -> tuple[list[Entry], list[Condition]]:
         folder = dhcp_folder(self.root)
+        if folder is None:
+            raise UserError(
+                f"{self.root}: expected {DHCP_PIPELINE}/sub-*/ses-*/anat or sub-*/ses-*/anat, found neither; "
+                "check data.root"
+            )
         scans = dhcp_scans(folder)
         cells = self._cells(folder, scans)
         where = str(folder)
@@ -119,20 +124,6 @@ class DHCP(CohortModule):
                 self.notes += [note] if note not in self.notes else []
             rows.setdefault(name, row)
         return rows
-
-
-def dhcp_folder(root: str | Path) -> Path:
-    """The pipeline's folder under a data root.
-
-    Raises:
-        UserError: no scans there.
-    """
-    found = next((Path(root) / part for part in DHCP_ROOTS if dhcp_scans(Path(root) / part)), None)
-    if found is None:
-        raise UserError(
-            f"{root}: expected {DHCP_PIPELINE}/sub-*/ses-*/anat or sub-*/ses-*/anat, found neither; check data.root"
-        )
-    return found
 
 
 def _rows(table: Table, key: str, prefix: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 # ------------------------------------------------------------------------------------------------------------ dHCP
 
 DHCP_PIPELINE = Path("derivatives") / "dhcp_anat_pipeline"
-DHCP_ROOTS = (DHCP_PIPELINE, Path("dhcp_anat_pipeline"), Path("rel3_dhcp_anat_pipeline"), Path("."))
-"""Where the subjects' folders may lie under the data root."""
+DHCP_ROOTS = (str(DHCP_PIPELINE), "derivatives/*", "*dhcp_anat_pipeline")
+"""Where the subjects' folders may lie under the data root, if not in it: patterns, the first with scans counts."""
 DHCP_PARTICIPANTS = "participants.tsv"
 DRAWEM9: Mapping[int, str] = {
     1: "csf", 2: "cortical_grey_matter", 3: "white_matter", 4: "background", 5: "ventricles", 6: "cerebellum",
@@ -37,6 +37,14 @@ def dhcp_scans(folder: Path) -> list[tuple[str, str]]:
     """Subject and session, without prefixes, of every ``sub-*/ses-*/anat`` under the pipeline's folder."""
     found = sorted(anat.parent for anat in folder.glob("sub-*/ses-*/anat") if anat.is_dir())
     return [(ses.parent.name.removeprefix("sub-"), ses.name.removeprefix("ses-")) for ses in found]
+
+
+def dhcp_folder(root: Path | str) -> Path | None:
+    """The folder of the subjects under a data root, or None."""
+    places = [
+        place for part in DHCP_ROOTS for place in ([Path(root)] if part == "." else sorted(Path(root).glob(part)))
+    ]
+    return next((place for place in places if dhcp_scans(place)), None)
 
 
 def dhcp_file(folder: Path, subject: str, session: str, ending: str) -> Path:

@@ -63,6 +63,8 @@ def test_the_pipelines_own_folder_will_do(root: Path) -> None:
     shutil.move(root / "participants.tsv", root / PIPELINE / "participants.tsv")
     shutil.rmtree(root / "truth")  # nobody reads it
     assert len(DHCP(str(root / PIPELINE), ["T2w"], ["sex"]).cohort) == COUNT
+    shutil.move(root / PIPELINE, root / "derivatives" / "fetal_pipeline")
+    assert len(DHCP(str(root), ["T2w"], ["sex"]).cohort) == COUNT
 
 
 def test_blemishes_of_the_tables(root: Path) -> None:
