@@ -39,6 +39,8 @@ class Subject:
         labels: [X, Y, Z] on ``domain``.
         points: [n, 3], RAS mm.
         mask: on ``domain``; where motion is summarised.
+        sequence: all images; those of the timeline are then interpolated between the neighbours in time, at
+            ``compensation`` (see `predicted`), in place of the warped ``image``.
     """
 
     domain: Domain
@@ -46,12 +48,14 @@ class Subject:
     labels: Tensor | None = None
     points: Points | None = None
     mask: Mask | None = None
+    sequence: ImageSequence | None = None
+    compensation: float = 0.5
 
     @classmethod
     def of(cls, sequence: ImageSequence) -> "Subject":
         """The reference of a sequence."""
         r, s = sequence.reference, sequence.to("cpu")
-        return cls(s.domain, s.images[r], s.labels[r], s.points[r], s.masks[r])
+        return cls(s.domain, s.images[r], s.labels[r], s.points[r], s.masks[r], s)
 
 
 @dataclass(frozen=True)
@@ -103,26 +107,80 @@ def displacement_on(transform: Transform, grid: Domain, exact: bool = False) -> 
 
 
 def image_at(moving: Moving, image: Image, time: float, grid: Domain, exact: bool = False) -> Volume:
-    """The image of the reference time as it looks at a time, on a grid in that world: I(phi_t^-1(q))."""
-    return resample(image, grid, displacement_on(Inverted(moving.transform_at(time)), grid, exact))
+    """The image of the reference time as it looks at a time, on a grid in that world: I(phi_t^-1(q)), cubic."""
+    return resample(image, grid, displacement_on(Inverted(moving.transform_at(time)), grid, exact), order=3)
 
 
-def predicted(moving: Moving, sequence: ImageSequence, time: float, grid: Domain, neighbours: bool = False) -> Volume:
+def predicted(
+    moving: Moving,
+    sequence: ImageSequence,
+    time: float,
+    grid: Domain,
+    neighbours: bool = False,
+    compensation: float = 1.0,
+    exact: bool = False,
+) -> Volume:
     """The image of a time from the training images, on a grid: the reference warped there, or both neighbours.
 
     With ``neighbours`` the training images before and after are warped to the time and averaged by their distances from
-    it: motion-compensated interpolation, in which noise averages out as in that of intensities.
+    it: motion-compensated interpolation, in which noise averages out as in that of intensities. ``compensation`` is the
+    share of the displacement that is applied: 1 is right for the true motion, 0 is the interpolation of intensities;
+    between them the errors of the motion and those of its neglect partly cancel (`best_compensation`).
     """
     if not neighbours:
-        return image_at(moving, sequence.images[sequence.reference], time, grid)
-    training = sequence.training
-    before, after, w = metrics.bracket([sequence.times[i] for i in training], time, sequence.period)
-    warped = []
-    for k in {before: 1 - w, after: w}:
-        image = sequence.images[training[k]]
-        field = displacement_on(between(moving, time, sequence.times[training[k]]), grid)
-        warped.append(resample(image, grid, field))
-    return warped[0] if len(warped) == 1 else torch.lerp(warped[0], warped[1], w)
+        return image_at(moving, sequence.images[sequence.reference], time, grid, exact)
+    parts = _carried(moving, sequence, time, grid, sequence.training, exact)
+    return _average(sequence, parts, grid, compensation)
+
+
+Part = tuple[int, float, Tensor]
+"""Index of an image, its weight, and the displacement [X, Y, Z, 3] from the wanted time to its own."""
+
+
+def _carried(
+    moving: Moving, sequence: ImageSequence, time: float, grid: Domain, known: Sequence[int], exact: bool = False
+) -> list[Part]:
+    """The neighbours of a time among the ``known`` images."""
+    before, after, w = metrics.bracket([sequence.times[i] for i in known], time, sequence.period)
+    parts = []
+    for k, weight in {before: 1 - w, after: w}.items() if before != after else [(before, 1.0)]:
+        if weight:
+            field = displacement_on(between(moving, time, sequence.times[known[k]]), grid, exact)
+            parts.append((known[k], weight, field))
+    return parts
+
+
+def _average(sequence: ImageSequence, parts: Sequence[Part], grid: Domain, compensation: float) -> Volume:
+    total = torch.zeros(())
+    for index, weight, field in parts:
+        total = total + weight * resample(sequence.images[index], grid, compensation * field, order=3)
+    return total
+
+
+def best_compensation(
+    moving: Moving, sequence: ImageSequence, choices: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+) -> float:
+    """The share of the motion that predicts training images best, each from its neighbours alone.
+
+    A training time other than the reference is left out of the interpolation in time (``moving.leaving_out``), and its
+    image is predicted from the training images around it; held-out images are never looked at. 0.5 where the method
+    cannot leave a time out, or has no other to interpolate from.
+    """
+    leaving_out = getattr(moving, "leaving_out", None)
+    others = [i for i in sequence.training if i != sequence.reference]
+    if leaving_out is None or len(others) < 2:
+        return 0.5
+    errors = dict.fromkeys(choices, 0.0)
+    for i in others:
+        image, known = sequence.images[i], [k for k in sequence.training if k != i]
+        if sequence.period is None and not known[0] < i < known[-1]:
+            continue
+        with leaving_out(sequence.times[i]):
+            parts = _carried(moving, sequence, sequence.times[i], image.domain, known)
+        for share in choices:
+            made = _average(sequence, parts, image.domain, share)
+            errors[share] += float((made - image.data).square().mean())
+    return min(errors, key=lambda share: errors[share]) if any(errors.values()) else 0.5
 
 
 def label_state(labels: Tensor, domain: Domain, displacement: Tensor, det: Tensor) -> dict[int, tuple[float, Tensor]]:
@@ -175,8 +233,9 @@ def curves_of(states: Sequence[dict[int, tuple[float, Tensor]]]) -> dict[int, Cu
 def held_out_scores(moving: Moving, sequence: ImageSequence, regions: Callable[[Image], dict[str, Mask]]) -> list[Any]:
     """How well the images of the held-out times are predicted: a row for each time and prediction.
 
-    Predictions: ``reference`` and ``neighbours`` (see `predicted`), ``nearest`` and ``linear`` (of intensities, without
-    registration). ``tre/mean`` and ``tre/initial_mean`` in mm stand in the rows of ``reference`` where landmarks are.
+    Predictions: ``reference``, ``neighbours`` and ``interpolated`` (the neighbours with the `best_compensation`, which
+    stands beside it; see `predicted`), ``nearest`` and ``linear`` (of intensities, without registration). ``tre/mean``
+    and ``tre/initial_mean`` in mm stand in the rows of ``reference`` where landmarks are.
 
     Args:
         moving: fitted to the training images.
@@ -187,18 +246,23 @@ def held_out_scores(moving: Moving, sequence: ImageSequence, regions: Callable[[
     times = [sequence.times[i] for i in training]
     images = [sequence.images[i].data for i in training]
     start = sequence.points[sequence.reference]
+    share = best_compensation(moving, sequence)
     rows = []
     for i in sequence.held_out:
         image, time = sequence.images[i], sequence.times[i]
         masks = regions(image)
+        parts = _carried(moving, sequence, time, image.domain, training)
         made = {
             "reference": predicted(moving, sequence, time, image.domain),
-            "neighbours": predicted(moving, sequence, time, image.domain, neighbours=True),
+            "neighbours": _average(sequence, parts, image.domain, 1.0),
+            "interpolated": _average(sequence, parts, image.domain, share),
             "nearest": metrics.nearest_image(images, times, time, sequence.period),
             "linear": metrics.weighted_image(images, times, time, sequence.period),
         }
         for name, volume in made.items():
             row: dict[str, Any] = {"time": time, "prediction": name, **metrics.scores(volume, image.data, masks)}
+            if name == "interpolated":
+                row["compensation"] = share
             points = sequence.points[i]
             if name == "reference" and start is not None and points is not None:
                 row["tre/initial_mean"] = metrics.tre(start, points).mean().item()

@@ -13,7 +13,7 @@ from medinr.errors import UserError
 from medinr.fields.chained import Inverted
 from medinr.fields.dense import evaluate_dense, folded
 from medinr.fields.warp import resample, resample_labels
-from medinr.space import Domain, transform_points
+from medinr.space import Domain, Image, transform_points
 from medinr.timeline import (
     Curve,
     Moving,
@@ -24,6 +24,7 @@ from medinr.timeline import (
     extremes_of,
     label_state,
     motion_amplitude,
+    predicted,
 )
 from medinr.types import Volume
 
@@ -43,8 +44,9 @@ def write_timeline(
 ) -> list[Path]:
     """Write a fitted sequence at any times: all files, or none.
 
-    ``image_tT.nii.gz`` (the reference image warped to time T), ``rendering_tT.nii.gz`` (the prior's, where ``moving``
-    has one), ``labels_tT.nii.gz``, ``points_tT.csv``; ``displacement_S_to_T.nii.gz`` for each of ``pairs``, on the
+    ``image_tT.nii.gz`` (the reference image warped to time T; where ``subject`` knows the sequence, between the images
+    before and after), ``rendering_tT.nii.gz`` (the prior's, where ``moving`` has one), ``labels_tT.nii.gz``,
+    ``points_tT.csv``; ``displacement_S_to_T.nii.gz`` for each of ``pairs``, on the
     reference grid; ``timeline.csv`` (motion, det J and the gap of phi_t^-1 o phi_t at each time); ``curves.csv`` and
     ``.png`` (volume and centre of mass of each label); ``amplitude.nii.gz`` (largest distance between two places of a
     voxel, mm), ``ventilation.nii.gz`` (change of volume from the first of the extremes to the second, relative to the
@@ -111,7 +113,7 @@ class _Timeline:
         if subject.image is not None or subject.labels is not None:
             back = displacement_on(Inverted(transform), domain, self.exact)
             if subject.image is not None:
-                shown = resample(subject.image, domain, back)[0]
+                shown = self._image(subject.image, time, back)
                 io.write_image(self.out / f"image_{name}.nii.gz", shown.float(), domain)
             if subject.labels is not None:
                 labels = resample_labels(subject.labels, domain, domain, back)
@@ -126,6 +128,14 @@ class _Timeline:
             io.write_points(self.out / f"points_{name}.csv", transform(subject.points))
         if shown is not None:
             self.frames.append((shown.half(), labels))
+
+    def _image(self, image: Image, time: float, back: Tensor) -> Tensor:
+        """The image of a time: between its neighbours where the sequence is known, else the reference's, warped."""
+        subject, domain = self.subject, self.subject.domain
+        if subject.sequence is None:
+            return resample(image, domain, back, order=3)[0]
+        share = subject.compensation
+        return predicted(self.moving, subject.sequence, time, domain, True, share, self.exact)[0]
 
     def finish(
         self, times: Sequence[float], pairs: list[tuple[float, float]], extremes: tuple[float, float] | None, fps: float

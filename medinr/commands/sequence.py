@@ -1,6 +1,7 @@
 """``medinr sequence checkpoint``: a fitted image sequence at any times."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from medinr.fields.warp import resample_labels
 from medinr.io import PointsSpace
 from medinr.methods import Method, load_method
 from medinr.precision import full
-from medinr.timeline import Subject, default_times, parse_times
+from medinr.timeline import Subject, best_compensation, default_times, parse_times
 from medinr.timeline_files import write_timeline
 
 EXAMPLE = "medinr sequence runs/stnerp_4dct/last.ckpt --image popi_T60.nii.gz --times 0:95:5 --out sequence"
@@ -116,7 +117,10 @@ def write_sequence(out: Path, method: Any, datamodule: Any, times: Sequence[floa
     """`write_timeline` of a method that has been evaluated on its data, with the reference's labels and landmarks."""
     method.cpu().eval()
     with full("cpu"):
-        return write_timeline(out, method, Subject.of(datamodule.sequence), times)
+        subject = Subject.of(datamodule.sequence)
+        known = subject.sequence
+        share = 0.5 if known is None else best_compensation(method, known)
+        return write_timeline(out, method, replace(subject, compensation=share), times)
 
 
 def time_pair(text: str | None, name: str) -> list[tuple[float, float]]:

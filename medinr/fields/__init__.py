@@ -12,6 +12,7 @@ from medinr.fields.regional import Regional, RegionalTransform
 from medinr.fields.sinr import SINR
 from medinr.fields.siren import SIREN, HarmonizedSIREN
 from medinr.fields.tangent import TangentField
+from medinr.fields.timed_lattice import TimedLattice
 from medinr.fields.times import LinearTime, PhaseTime, SurrogateTime, TimedVelocity, TimeEncoding
 from medinr.fields.transform import Transform
 
@@ -39,6 +40,7 @@ __all__ = [
     "SurrogateTime",
     "TangentField",
     "TimeEncoding",
+    "TimedLattice",
     "TimedVelocity",
     "Transform",
     "as_map",

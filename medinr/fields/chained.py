@@ -18,6 +18,10 @@ class Inverted(Transform):
     def __init__(self, transform: Transform) -> None:
         self.transform, self.domain, self.start = transform, transform.domain, torch.linalg.inv(transform.start)
 
+    def tabulated(self, fineness: float) -> "Transform | None":
+        quick = self.transform.tabulated(fineness)
+        return None if quick is None else Inverted(quick)
+
     def __call__(self, world: Points) -> Points:
         return self.transform.inverse(world)[0]
 
@@ -46,6 +50,10 @@ class PointsOnly(Transform):
     def __init__(self, transform: Transform) -> None:
         self.transform, self.domain, self.start = transform, transform.domain, transform.start
 
+    def tabulated(self, fineness: float) -> "Transform | None":
+        quick = self.transform.tabulated(fineness)
+        return None if quick is None else PointsOnly(quick)
+
     def __call__(self, world: Points) -> Points:
         return self.transform(world)
 
@@ -64,6 +72,10 @@ class Chained(Transform):
         self.first, self.second = first, second
         self.domain: Domain = first.domain
         self.start = second.start @ first.start
+
+    def tabulated(self, fineness: float) -> "Transform | None":
+        parts = [part.tabulated(fineness) or part for part in (self.first, self.second)]
+        return None if parts == [self.first, self.second] else Chained(parts[0], parts[1])
 
     def __call__(self, world: Points) -> Points:
         return self.second(self.first(world))

@@ -12,7 +12,9 @@ from torch import Tensor
 from medinr import jets
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.base import Field, computed_once, in_chunks
+from medinr.fields.lattice import SplineField
 from medinr.fields.maps import Composition, Map
+from medinr.fields.table import MOST_NODES, Table
 from medinr.fields.transform import Transform
 from medinr.jets import Jet
 from medinr.space import Domain, transform_points
@@ -179,7 +181,7 @@ class Flow(Map):
             def flow(piece: Jet) -> Jet:
                 return integrate(lambda y: self.slope(y, context), piece, steps, self.scheme, self.duration)
 
-            return in_chunks(flow, jet)
+            return in_chunks(flow, jet, jet.channels.shape[1] if isinstance(self.velocity, Table) else None)
 
     def backward(self) -> "Flow":
         """phi^-1 = exp(-v), with the same velocity field (it shares the parameters)."""
@@ -226,6 +228,18 @@ class FlowTransform(Transform):
         super().__init__(flow, domain, start, context)
         self.back = Transform(flow.backward(), domain, start, context)
 
+    def tabulated(self, fineness: float) -> "Transform | None":
+        """The flow of a spline's table, whose nodes are ``fineness`` times closer than its finest control points."""
+        flow = self.map
+        if not isinstance(flow, Flow) or not isinstance(flow.velocity, SplineField):
+            return None
+        table = Table(flow.velocity, float(flow.velocity.spacing.min()) / fineness, self.context)
+        if table.nodes > MOST_NODES:
+            return None
+        quick = Flow(table, flow.count(self.context), flow.scheme)
+        quick.duration, quick.plane, quick.probes = flow.duration, flow.plane, flow.probes
+        return TabulatedFlow(quick, self.domain, self.context)
+
     @torch.no_grad()
     def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
         """As `Transform.expand`, integrated once for both."""
@@ -245,3 +259,14 @@ class FlowTransform(Transform):
         self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         return super().inverse(world, iterations, tolerance_mm, self.back(world) if guess is None else guess)
+
+
+class TabulatedFlow(FlowTransform):
+    """The flow of a table; its inverse is the flow backwards as it is: the table is no more exact than that."""
+
+    @torch.no_grad()
+    def inverse(
+        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+    ) -> tuple[Points, Tensor]:
+        p = self.back(world)
+        return p, torch.full((len(world),), math.nan, dtype=torch.float64)

@@ -35,6 +35,10 @@ class Transform:
         self.domain, self.start, self.context = domain, start.double().cpu(), context
         self.device = next(map.parameters()).device
 
+    def tabulated(self, fineness: float) -> "Transform | None":
+        """An approximation that is faster at many points, better with a larger ``fineness``; None: there is none."""
+        return None
+
     def _pieces(self, points: Tensor) -> Iterator[Tensor]:
         yield from points.split(CHUNK)
 

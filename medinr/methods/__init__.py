@@ -11,6 +11,7 @@ from medinr.methods.module import RegistrationModule
 from medinr.methods.pair import PairRegistration
 from medinr.methods.refined import RefinedRegistration, Refinement
 from medinr.methods.spatiotemporal import SpatioTemporalRegistration
+from medinr.methods.spatiotemporal_lattice import SpatioTemporalLattice
 from medinr.methods.volume import VolumeRegistration
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Refinement",
     "RegistrationMethod",
     "RegistrationModule",
+    "SpatioTemporalLattice",
     "SpatioTemporalRegistration",
     "VolumeRegistration",
     "load_method",

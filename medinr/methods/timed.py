@@ -13,7 +13,8 @@ from medinr.data.sequence import span
 from medinr.data.series import extremes
 from medinr.errors import UserError
 from medinr.fields import Map, Transform
-from medinr.fields.flow import Flow, FlowTransform, between
+from medinr.fields.chained import Chained
+from medinr.fields.flow import Flow, FlowTransform
 from medinr.methods.levels import Window, robust_windows
 from medinr.methods.module import RegistrationModule
 from medinr.precision import full
@@ -130,9 +131,8 @@ class SequenceRegistration(RegistrationModule):
         """phi_t o phi_s^-1, from the world at time s to that at time t."""
         if source == self.state["reference"]:
             return self.transform(target)
-        if target == self.state["reference"]:
-            return Transform(self.flow.backward(), self.domain, EYE, self.context(source))
-        return Transform(between(self.flow, self.context(source), self.context(target)), self.domain, EYE)
+        back = FlowTransform(self.flow.backward(), self.domain, self.context(source))
+        return back if target == self.state["reference"] else Chained(back, self.transform(target))
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
