@@ -41,10 +41,8 @@ def dhcp_scans(folder: Path) -> list[tuple[str, str]]:
 
 def dhcp_folder(root: Path | str) -> Path | None:
     """The folder of the subjects under a data root, or None."""
-    places = [
-        place for part in DHCP_ROOTS for place in ([Path(root)] if part == "." else sorted(Path(root).glob(part)))
-    ]
-    return next((place for place in places if dhcp_scans(place)), None)
+    places = [place for pattern in DHCP_ROOTS for place in sorted(Path(root).glob(pattern))]
+    return next((place for place in [*places, Path(root)] if dhcp_scans(place)), None)
 
 
 def dhcp_file(folder: Path, subject: str, session: str, ending: str) -> Path:
