@@ -14,15 +14,19 @@ itself. Series:
   T20, T50 and T80), with the mean TRE of its 75 landmarks at all times, held out or not (prediction ``transform``).
 
 Predictions: ``reference`` (the reference warped to the time by the fitted method), ``neighbours`` (both neighbouring
-training images, warped and averaged), ``nearest``, ``linear`` (intensities), ``linear_extremes`` (of the first of the
-extremes and the reference alone). ``--pairs`` adds two by ``medinr register``: ``direct``, the reference registered to
-the held-out image itself, which no prediction sees (the ceiling), and ``scaled``, the registration of the two training
-images before and after with its displacement scaled by the share of the time.
+training images, warped and averaged), ``interpolated`` (the same, with the share of the motion that predicts the
+training images best: what `medinr predict --times` writes), ``nearest``, ``linear`` (intensities), ``linear_extremes``
+(of the first of the extremes and the reference alone). ``field``: see `field_rows`; for the first seed of the series a.
+``--pairs`` adds two by ``medinr register``: ``direct``, the reference registered to the held-out image itself, which no
+prediction sees (the ceiling), and ``scaled``, the registration of the two training images before and after with its
+displacement scaled by the share of the time.
 """
 
 import argparse
 import csv
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -36,14 +40,15 @@ from torch import Tensor
 
 import medinr
 from data_modules import DIRLabSequence, FourDCTSequence
-from medinr import metrics
+from medinr import io, metrics
 from medinr.data.lungs import body_mask, lung_mask
 from medinr.data.sequence import Sequence
 from medinr.fields import Transform
 from medinr.fields.chained import Inverted
+from medinr.fields.dense import evaluate_dense, folded
 from medinr.fields.warp import resample
 from medinr.methods import load_method
-from medinr.space import Image
+from medinr.space import Image, transform_points
 from medinr.timeline import displacement_on, held_out_scores
 from medinr.types import Mask, Points
 from tests.benchmarks.measure import read_rows
@@ -141,6 +146,44 @@ def landmark_rows(method: Any, work: Path) -> list[Row]:
     return rows
 
 
+def field_rows(method: Any, sequence: Sequence, work: Path, phantom: bool) -> list[Row]:
+    """Of phi_t at all times but the reference: motion, folding exact and of the written field, the gap of the inverse.
+
+    In the lungs grown by 10 mm of the reference, folding in all voxels. ``inverse_gap``: the largest |phi^-1(phi(p)) -
+    p| in mm at 4000 voxels, with the flow backwards alone (no Newton iteration). On the phantom ``volume`` and
+    ``volume_truth``: the lung's volume at a time relative to that of the reference, by change of variables, and that
+    of the true lung masks.
+    """
+    domain, rows = sequence.domain, []
+    region = lung_mask(sequence.images[sequence.reference], MARGIN_MM)
+    size = torch.tensor(domain.shape)
+    probes = (torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * size).long().double()
+    p = transform_points(domain.voxel_to_world, probes)
+
+    def truth(t: float) -> Tensor:
+        found: Tensor = io.read_mask(work / f"phantom/truth/case1/lung_mask_T{t:02.0f}.nii.gz", domain)
+        return found
+
+    for t in sequence.times:
+        if t == sequence.reference_time:
+            continue
+        phi = method.transform_at(t)
+        dense = evaluate_dense(phi, domain)
+        length = dense.displacement.norm(dim=-1)
+        written = metrics.finite_difference_jacobian(dense.displacement, domain)
+        row: Row = {"time": t, "prediction": "field", "folding": folded(phi, domain, dense.det, None, dense.error_det)}
+        row |= {"folding_written": 100 * (written <= 0).float().mean().item(), "det_min": dense.det.min().item()}
+        row |= {"displacement_mean": length[region].mean().item(), "displacement_max": length.max().item()}
+        row["inverse_gap"] = (method.transform_between(t, sequence.reference_time)(phi(p)) - p).norm(dim=1).max().item()
+        row["dense_error"] = dense.error_mm
+        if phantom:
+            lungs = truth(sequence.reference_time)
+            row["volume"] = dense.det[lungs].double().mean().item()
+            row["volume_truth"] = truth(t).sum().item() / lungs.sum().item()
+        rows.append(row)
+    return rows
+
+
 def extreme_rows(sequence: Sequence, other: int) -> list[Row]:
     """Intensities between the two extremes alone, on either limb; none where an extreme is held out itself."""
     if sequence.index(other) in sequence.held_out:
@@ -168,11 +211,10 @@ def pair_rows(sequence: Sequence, preset: str) -> list[Row]:
             cache[before, after] = medinr.register(*pair, preset=preset, init="none").transform
         back = Inverted(Scaled(cache[before, after], w))
         field = displacement_on(back, image.domain)
+        there = displacement_on(direct.transform, image.domain)
         made = {
-            "direct": resample(
-                sequence.images[sequence.reference], image.domain, displacement_on(direct.transform, image.domain)
-            ),
-            "scaled": resample(sequence.images[training[before]], image.domain, field),
+            "direct": resample(sequence.images[sequence.reference], image.domain, there, order=3),
+            "scaled": resample(sequence.images[training[before]], image.domain, field, order=3),
         }
         masks = regions(image)
         rows += [{"time": at, "prediction": k, **metrics.scores(v, image.data, masks)} for k, v in made.items()]
@@ -241,8 +283,12 @@ def main() -> None:
                 continue
             method, seconds = fitted(options, given.config, seed, given.steps, given.work / "runs")
             rows = held_out_scores(method, sequence, regions)
-            rows += landmark_rows(method, given.work) if series.startswith("phantom") else []
-            append(rows, series=series, method=name, seed=seed, seconds=round(seconds, 1), commit=commit())
+            phantom = series.startswith("phantom")
+            rows += landmark_rows(method, given.work) if phantom else []
+            rows += field_rows(method, sequence, given.work, phantom) if seed == 0 and series.endswith("_a") else []
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+            cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "load": round(os.getloadavg()[0], 1)}
+            append(rows, series=series, method=name, seed=seed, **cost, commit=commit())
 
 
 if __name__ == "__main__":
