@@ -64,6 +64,13 @@ def test_experiment_runs(
     if path.stem == "cina_dhcp":
         assert method.codes[0].shape[1:] == (1, 1, 1)
     if layout == "crl":
+        call("test", *common)
+        with (run / "results" / "cases.csv").open(encoding="utf-8") as file:
+            [row] = csv.DictReader(file)
+        assert row["case"] == "sta29" and float(row["dsc/mean"]) >= 0 and float(row["week/error"]) >= 0
+        means = json.loads((run / "results" / "metrics.json").read_text(encoding="utf-8"))
+        assert means["image/psnr"] == pytest.approx(float(row["image/psnr"])) and means["case"] == "mean of 1"
+        assert cli.main(["predict", *common]) == 2 and "medinr atlas CKPT" in capsys.readouterr().err
         look_at_atlas_and_adapt(run / runs.LAST, tmp_path, capsys)
 
 

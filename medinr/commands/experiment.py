@@ -23,6 +23,7 @@ import medinr
 import medinr.losses
 import medinr.methods
 from medinr.callbacks import (
+    CaseTable,
     ConfigInCheckpoint,
     Costs,
     KeepFiles,
@@ -302,6 +303,7 @@ class ExperimentCLI(LightningCLI):
         elif self.command in ("test", "predict"):
             settings = {"experiment": self.experiment, **flat({k: config[k] for k in ("model", "data")})}
             found.append(ResultWriter(self.place.results, bool(self.value("report")), settings))
+            found.append(CaseTable(self.place.results))
         return found
 
 
@@ -339,8 +341,9 @@ def report(trainer: lightning.Trainer) -> str:
             found |= callback.metrics
     try:
         return summary(found)
-    except KeyError:  # an evaluation without images knows the landmarks only
-        return "\n".join(f"  {name}  {value:.4g}" for name, value in found.items() if name.startswith("tre/"))
+    except KeyError:  # no registration of images: landmarks alone, or an atlas
+        shown = ("tre/", "image/", "dsc/", "adapt/")
+        return "\n".join(f"  {name}  {value:.4g}" for name, value in found.items() if name.startswith(shown))
 
 
 def main(command: str, args: list[str]) -> int:

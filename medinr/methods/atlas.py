@@ -323,7 +323,7 @@ class ConditionalAtlas(Members, Method):
         """How well a scan of the validation split can be fitted, in a short fit."""
         cohort = self.subject
         name = cohort.names("val")[int(batch)]
-        with torch.enable_grad(), full(self.device.type):
+        with torch.inference_mode(False), torch.enable_grad(), full(self.device.type):
             found = adapt_scan(self, cohort.scan(name), cohort.known[name], steps=60, points=2048)
         self.log("adapt/held_out", found.held_out, prog_bar=True, batch_size=1, sync_dist=True)
 
@@ -333,7 +333,7 @@ class ConditionalAtlas(Members, Method):
         name = cohort.names("test")[int(batch)]
         scan, known = cohort.scan(name), dict(cohort.known[name])
         time = self.time.name if self.time is not None else ""
-        with torch.enable_grad(), full(self.device.type):
+        with torch.inference_mode(False), torch.enable_grad(), full(self.device.type):
             told = {k: v for k, v in known.items() if k != time}
             found = adapt_scan(self, scan, told)
         metrics = scan_metrics(self, scan, found, render(self, found.latent, scan.domain, self.device))
