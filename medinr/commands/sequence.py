@@ -1,6 +1,6 @@
 """``medinr sequence checkpoint``: a fitted image sequence at any times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +8,7 @@ from typing import Any, get_args
 from medinr import io
 from medinr.commands import command_parser
 from medinr.commands.checks import DEVICES, check_device, check_inputs_stay, check_writable
+from medinr.data.sequence import Sequence as ImageSequence
 from medinr.errors import UserError
 from medinr.fields.warp import resample_labels
 from medinr.io import PointsSpace
@@ -25,6 +26,7 @@ def sequence(
     out: str | Path,
     times: str | Sequence[float] | None = None,
     image: Any = None,
+    images: Mapping[float, Any] | None = None,
     labels: Any = None,
     points: str | Path | None = None,
     points_space: PointsSpace = "ras",
@@ -43,6 +45,8 @@ def sequence(
         times: numbers, or ``FIRST:LAST:STEP``, in the units of the sequence; None: 20 of one period, or from the first
             to the last.
         image: the reference image, to be warped.
+        images: the images of the sequence by their times, the reference's among them: those of other times are then
+            interpolated between the neighbours, as `medinr predict --times` does, in place of the warped reference.
         labels, points, mask: of the reference image: carried along, and the region that motion is summarised in.
         points_space: frame of a CSV of points.
         between: pairs of times (s, t) whose displacement is written, on the reference grid.
@@ -54,11 +58,14 @@ def sequence(
         UserError: a checkpoint that knows no time, or a file that cannot be used.
     """
     check_writable(out)
-    check_inputs_stay(out, (image, labels, points, mask), SEQUENCE_WRITES)
+    check_inputs_stay(out, (image, *(images or {}).values(), labels, points, mask), SEQUENCE_WRITES)
     method = timed(load_method(checkpoint, check_device(device)), str(checkpoint))
     chosen = chosen_times(method, times)
     domain = method.domain.with_scale("isotropic")
+    known = None if images is None else known_images(method, images)
     source = None if image is None else io.as_image(image)
+    if source is None and known is not None:
+        source = known.images[known.reference]
     regions = []
     for given, read in ((labels, io.read_labels), (mask, io.read_mask)):
         grid = None if given is None else io.read_domain(given)
@@ -66,8 +73,47 @@ def sequence(
     world = (
         None if points is None else io.read_points(points, points_space, domain if source is None else source.domain)
     )
-    subject = Subject(domain, source, regions[0], world, regions[1])
+    share = 0.5 if known is None else best_compensation(method, known)
+    subject = Subject(domain, source, regions[0], world, regions[1], known, share)
     return write_timeline(out, method, subject, chosen, between, extremes, exact, fps)
+
+
+def known_images(method: Any, images: Mapping[float, Any]) -> ImageSequence:
+    """The images of a fitted sequence.
+
+    Raises:
+        UserError: none of the reference time, or what makes no sequence.
+    """
+    times = sorted(images)
+    if method.state["reference"] not in times:
+        found = ", ".join(f"{t:g}" for t in times)
+        raise UserError(
+            f"--images: expected an image of the reference time {method.state['reference']:g}, found {found}; add it"
+        )
+    read = tuple(io.as_image(images[t]) for t in times)
+    none = (None,) * len(times)
+    reference = times.index(method.state["reference"])
+    return ImageSequence("images", tuple(times), read, reference, method.state["period"], none, none, none)
+
+
+def images_by_time(text: str | None) -> dict[float, str] | None:
+    """``0=a_T00.nii.gz,50=a_T50.nii.gz`` as files by time.
+
+    Raises:
+        UserError: another form, or a time twice.
+    """
+    if text is None:
+        return None
+    found: dict[float, str] = {}
+    for part in text.split(","):
+        time, equals, file = part.partition("=")
+        try:
+            if not equals or not file or float(time) in found:
+                raise ValueError
+            found[float(time)] = file.strip()
+        except ValueError:
+            raise UserError(f"--images: expected TIME=FILE,TIME=FILE with every time once, found {part!r}") from None
+    return found
 
 
 def timed(method: Method, name: str) -> Any:
@@ -150,6 +196,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--out", type=str, required=True, help="folder for the results, of their own")
     parser.add_argument("--times", type=str | None, help="0:95:5 (first, last, step) or 0,12.5,50 (default: 20)")
     parser.add_argument("--image", type=str | None, help="the reference image, to be warped")
+    parser.add_argument("--images", type=str | None, help="all images, 0=T00.nii.gz,50=T50.nii.gz: to interpolate")
     parser.add_argument("--labels", type=str | None, help="label volume of the reference")
     parser.add_argument("--points", type=str | None, help="points of the reference: CSV x,y,z, .fcsv or .mrk.json")
     parser.add_argument("--points-space", choices=get_args(PointsSpace), default="ras", help="frame of the CSV")
@@ -161,6 +208,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where the network runs")
     options = parser.parse_args(args).as_dict()
     options["between"] = time_pair(options["between"], "--between")
+    options["images"] = images_by_time(options["images"])
     pairs = time_pair(options["extremes"], "--extremes")
     options["extremes"] = pairs[0] if pairs else None
     files = sequence(**options)

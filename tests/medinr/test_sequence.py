@@ -454,6 +454,24 @@ def test_the_command_reads_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
     assert (field.reshape(-1, 3).double() - truth).norm(dim=1).max() < 0.1
 
 
+def test_the_command_interpolates_between_given_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, sequence = checkpoint(tmp_path), breath((0, 40))
+    for time, one in zip(sequence.times, sequence.images, strict=True):
+        io.write_image(tmp_path / f"T{time:02.0f}.nii.gz", one.data, DOMAIN)
+    given = f"0={tmp_path / 'T00.nii.gz'},40={tmp_path / 'T40.nii.gz'}"
+    arguments = ["sequence", str(path), "--out", str(tmp_path / "out"), "--times", "0,20"]
+    assert cli.main([*arguments, "--images", given]) == 0, capsys.readouterr().err
+    made = io.read_image(tmp_path / "out" / "image_t20.nii.gz").data
+    method = load_method(path)
+    assert isinstance(method, SpatioTemporalRegistration)
+    expected = predicted(method, sequence, 20.0, DOMAIN, True, 0.5)
+    assert torch.allclose(made, expected, atol=1.0)
+    assert (made - predicted(method, sequence, 20.0, DOMAIN)).abs().max() > 20
+    for wrong, message in ((given.partition(",")[2], "reference time 0"), ("0", "TIME=FILE"), ("0=a,0=b", "once")):
+        assert cli.main([*arguments, "--images", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = PairRegistration(SIREN(hidden=(8,)), MSE())
     other.attach(extremes(breath()))
