@@ -4,9 +4,9 @@
 
 Every row is a JSON line in tests/benchmarks/phantoms.jsonl; rows that are there are not made again. Kinds of rows:
 
-    perinatal  60 subjects of a seed, subjects 1 to 40 to learn from, 41 to 60 to test: mean error in weeks of the age by
-               a line on the true brain volume, by the mean age, and by the maturation itself (the noise floor: no method
-               can do better but by chance); measured against requested ventricles; correlation of these with the age
+    perinatal  60 subjects of a seed, 1 to 40 to learn from, 41 to 60 to test: mean error in weeks of the age by a line
+               on the true brain volume, by the mean age, and by the maturation itself (the noise floor: better than
+               that is chance); measured against requested ventricles; correlation of these with the age
     adult      30 subjects of a template: measured ventricles of the true labels in MNI space against what was drawn
                (slope, correlation), their growth with age, grey matter per mm of thinning
 """
