@@ -33,6 +33,7 @@ class Adaptable(Decodes, Protocol):
     halo: float
     elsewhere: float
     code_lr: float
+    code_weight: float
     pose_lr: float
     state: dict[str, Any]
 
@@ -227,7 +228,9 @@ def _fit(
                 break
             share = 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.zero_grad()
-            task.loss(task.draw(points, generator), state()).backward()
+            # The weight that codes have in training: what age or another condition explains is left to it.
+            prior = atlas.code_weight * code.square().mean()
+            (task.loss(task.draw(points, generator), state()) + prior).backward()
             if pose.grad is not None and (step < turn or "rigid" in fit):
                 pose.grad *= still
             if step < turn:

@@ -82,7 +82,8 @@ class Members:
         if self.time_name is not None:
             found = next((c for c in self.conditions if c.name == self.time_name), None)
             if found is None:
-                raise UserError(f"model.time: expected one of {', '.join(c.name for c in self.conditions)}")
+                names = ", ".join(c.name for c in self.conditions) or "none"
+                raise UserError(f"model.time: expected one of {names}; found {self.time_name}")
             return found
         return next((c for c in self.conditions if c.kind == "continuous"), None)
 

@@ -170,6 +170,17 @@ def test_a_new_scan_by_its_intensities(fitted: ConditionalAtlas, tmp_path: Path)
         again.add("new", found.latent)
 
 
+def test_codes_weigh_in_adaptation_as_in_training(fitted: ConditionalAtlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = tiny_atlas.scan(6, 31.0, finer=2)
+
+    def size(weight: float) -> float:
+        monkeypatch.setattr(fitted, "code_weight", weight)
+        found = adapt_scan(fitted, scan, fit=("code",), steps=30, points=300, patience=99)
+        return float(found.latent.code.square().mean()) if found.steps else math.nan
+
+    assert size(2.0) < 0.9 * size(0.0)
+
+
 def test_made_up_brains(fitted: ConditionalAtlas) -> None:
     weights = kernel_weights(fitted.times, 29.0, 2.0)
     drawn = [sampled_latent(fitted.members(), weights, torch.Generator().manual_seed(seed)).code for seed in range(400)]
