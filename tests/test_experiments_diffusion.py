@@ -25,8 +25,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_there_are_two() -> None:
-    assert [path.stem for path in EXPERIMENTS] == ["diffdef_slabs", "diffdef_ukb"]
+def test_there_are_three() -> None:
+    assert [path.stem for path in EXPERIMENTS] == ["diffdef_slabs", "diffdef_ukb", "diffdef_ukb_best"]
 
 
 def data_of(path: Path, folder: Path) -> list[str]:

@@ -53,11 +53,14 @@ class ConditionEmbedding(Configured, nn.Module):
         device = self.missing.device
         features = 1 + 2 * self.frequencies
         self.encoders = nn.ModuleList(
-            nn.Embedding(n, self.width)
+            nn.Embedding(n, self.width, device=device)
             if n
-            else nn.Sequential(nn.Linear(features, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+            else nn.Sequential(
+                nn.Linear(features, self.width, device=device), nn.SiLU(),
+                nn.Linear(self.width, self.width, device=device),
+            )
             for n in levels
-        ).to(device)
+        )  # fmt: skip
         # One token even of no condition: attention needs something to look at.
         self.missing = nn.Parameter(torch.randn(max(1, len(levels)), self.width, device=device))
         self.low = torch.nan_to_num(torch.tensor(low, dtype=torch.float32, device=device))

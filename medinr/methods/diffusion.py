@@ -72,6 +72,7 @@ class DiffusionDeformation(ScanGenerator):
         radius: of the windows of local NCC, voxels.
         refine: steps that each training scan's velocity is improved by on its own images, at each of two resolutions;
             the velocities are kept in the checkpoint. For cohorts of tens or hundreds; 0: the network's are taken.
+        label_weight: of the labels of training scans in that refinement (ours; the paper uses none).
         kl_weight: of the autoencoder.
         dropout: share of conditions that are hidden in training.
         batch: latents, or velocities, a step.
@@ -99,6 +100,7 @@ class DiffusionDeformation(ScanGenerator):
         earlier: str | None = None,
         radius: int = 2,
         refine: int = 0,
+        label_weight: float = 0.0,
         kl_weight: float = 1e-6,
         dropout: float = 0.1,
         batch: int = 4,
@@ -108,7 +110,7 @@ class DiffusionDeformation(ScanGenerator):
     ) -> None:
         super().__init__(
             network, autoencoder, denoiser, embedding, latents, squarings, morphology, spacing, margin_mm, atlas,
-            template_rounds, modality, align, radius, refine, regularizers,
+            template_rounds, modality, align, radius, refine, label_weight, regularizers,
         )  # fmt: skip
         if unknown := sorted((set(steps) | set(lr or {})) - set(STAGES)):
             raise UserError(f"steps, lr: expected the stages {', '.join(STAGES)}, found {unknown[0]!r}; correct it")

@@ -123,7 +123,10 @@ class DeformationGenerator(Method):
 
     def decode(self, z: Tensor) -> Tensor:
         """Velocity [B, 3, X, Y, Z] in voxels of latents."""
-        shape = self.domain.shape
+        return self.decode_to(z, self.domain.shape)
+
+    def decode_to(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+        """As `decode`, on a grid of another shape."""
         if self.head is None:
             return self.autoencoder.decode(z, shape).float()
         coarse = self.autoencoder.decode_coarse(z, shape, self.head)

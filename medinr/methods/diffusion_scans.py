@@ -1,6 +1,7 @@
 """The scans that `DiffusionDeformation` learns from, on one grid: their atlas, their codes, their neighbours."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from medinr.methods.diffusion_stages import Morphology, Stage
 from medinr.precision import full
 from medinr.space import Domain, Image
 from medinr.start import Kind, find_start
+from medinr.types import Scalar
 
 RATE = 0.3
 """Voxels: step of the refinement."""
@@ -56,13 +58,14 @@ class ScanGenerator(DeformationGenerator):
         align: Kind,
         radius: int,
         refine: int,
+        label_weight: float,
         regularizers: dict[str, Regularizer] | None,
     ) -> None:
         super().__init__(network, autoencoder, denoiser, embedding, latents, squarings)
         self.morphology = morphology or Morphology()
         self.spacing, self.margin_mm, self.radius = spacing, margin_mm, radius
         self.atlas, self.template_rounds, self.modality, self.align = atlas, template_rounds, modality, align
-        self.refine = refine
+        self.refine, self.label_weight = refine, label_weight
         self.regularizers = nn.ModuleDict(regularizers or {})
         self.space: CommonSpace | None = None
         self._begun: Stage | None = None
@@ -140,7 +143,16 @@ class ScanGenerator(DeformationGenerator):
         if not self.refine:
             return v
         strides = (2 * self.autoencoder.stride, self.autoencoder.stride)
-        return stages.refined(self.compare, image, template[None], v, strides, self.refine, RATE)
+        return stages.refined(self.compare, image, template[None], v, strides, self.refine, RATE, self.label_term(name))
+
+    def label_term(self, name: str) -> Callable[[Tensor], Scalar] | None:
+        """What the labels of a training scan add to its refinement, once the atlas has labels."""
+        labels = self.space_.labels(name) if name in self.known.names("train") else None
+        if not self.label_weight or labels is None or "probabilities" not in self.state:
+            return None
+        probabilities, values = self.state["probabilities"].to(self.device), self.state["label_values"]
+        known = labels.to(self.device)
+        return lambda u: self.label_weight * stages.label_difference(probabilities, known, values, u)
 
     @torch.no_grad()
     def coarse(self, name: str) -> Tensor:
@@ -170,16 +182,19 @@ class ScanGenerator(DeformationGenerator):
     def make_template(self) -> None:
         """The general atlas, its labels and its velocities to the training scans, which all go into the checkpoint.
 
-        Unless it is a file, each round registers the atlas to all scans and puts a new one in their middle.
+        Unless it is a file, each round registers the atlas to all scans and puts a new one in their middle. With a
+        label weight the last registration sees the labels, too.
         """
         template, names = self.state["start_atlas"].to(self.device), self.known.names("train")
         rounds = self.template_rounds if self.atlas is None else 0
+        turns = max(rounds, 1 if self.label_weight and self.refine else 0)
         found: list[Tensor | None] = [None] * len(names)
-        for turn in range(rounds + 1):
+        for turn in range(turns + 1):
             each = [self.velocity(n, template, v) for n, v in zip(names, found, strict=True)]
             if turn < rounds:
                 images = (self.space_.image(n).to(self.device) for n in names)
                 template, each = recentred(images, each, self.squarings)
+            self._fuse(names, each)
             found = list(each)
         self.state["template"] = template.cpu()
         if self.refine:  # they took minutes; a network's are made again at once
@@ -187,8 +202,11 @@ class ScanGenerator(DeformationGenerator):
             self.state["velocities"] = {
                 n: F.interpolate(v, size=lattice, mode="area")[0].half().cpu() for n, v in zip(names, each, strict=True)
             }
+
+    def _fuse(self, names: Sequence[str], velocities: Sequence[Tensor]) -> None:
+        """Labels of the general atlas, from those of scans and its velocities to them."""
         labels = [self.space_.labels(n) for n in names]
-        known = [(one.to(self.device), v) for one, v in zip(labels, each, strict=True) if one is not None]
+        known = [(one.to(self.device), v) for one, v in zip(labels, velocities, strict=True) if one is not None]
         values = list(self.known.label_names) if known else []
         self.state |= {"label_values": values, "label_names": [self.known.label_names[v] for v in values]}
         if values:

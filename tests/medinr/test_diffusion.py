@@ -80,8 +80,8 @@ def fitted(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All stages in one fit, with refined velocities."""
-    return fitted(method(refine=2), tmp_path_factory.mktemp("whole"))
+    """All stages in one fit, with velocities refined on images and labels."""
+    return fitted(method(refine=2, label_weight=1.0), tmp_path_factory.mktemp("whole"))
 
 
 def test_a_checkpoint_generates_with_no_further_argument(whole: Path) -> None:
@@ -162,8 +162,8 @@ def test_stages_run_alone_and_chain_by_checkpoints(whole: Path, tmp_path: Path) 
 @pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint")  # steps are numbers: there is nothing to lose
 @pytest.mark.parametrize("stop", [3, 8, 12, 16])
 def test_a_killed_fit_goes_on_from_any_stage_as_if_unbroken(whole: Path, tmp_path: Path, stop: int) -> None:
-    checkpoint = fitted(method(refine=2), tmp_path, stop=stop)
-    last = fitted(method(refine=2), tmp_path, ckpt=checkpoint)
+    checkpoint = fitted(method(refine=2, label_weight=1.0), tmp_path, stop=stop)
+    last = fitted(method(refine=2, label_weight=1.0), tmp_path, ckpt=checkpoint)
     one, two = (torch.load(f, weights_only=True)["state_dict"] for f in (whole, last))
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=1e-6), name
@@ -176,7 +176,10 @@ def test_the_published_arrangement_codes_images(tmp_path: Path) -> None:
     wanted = loaded.wanted({})
     image = loaded.generate_image(wanted, steps=2)
     assert image.shape == brains.SHAPE and float(image.min()) >= 0 and float(image.max()) <= 1
-    assert loaded.head is not None and max(float(p.abs().max()) for p in loaded.head[1].blocks[-1].parameters()) > 0  # type: ignore[index, union-attr]
+    assert (
+        loaded.head is not None
+        and max(float(p.detach().abs().max()) for p in loaded.head[1].blocks[-1].parameters()) > 0
+    )  # type: ignore[index, union-attr]
     assert loaded.generate(wanted, steps=2).displacement is not None
     with pytest.raises(UserError, match="expected images, found deformations"):
         method().generate_image(torch.zeros(2))

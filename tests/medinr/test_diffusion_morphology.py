@@ -116,6 +116,20 @@ def test_refinement_lowers_the_loss_and_leaves_the_background_alone() -> None:
     assert found[0, :, 20:].abs().max() < 0.5
 
 
+def test_labels_differ_where_somebody_has_looked() -> None:
+    labels = torch.zeros(4, 4, 4, dtype=torch.int32)
+    labels[:2] = 3
+    probabilities = torch.zeros(1, 4, 4, 4)
+    probabilities[0, :3] = 1.0
+    still = torch.zeros(1, 3, 4, 4, 4)
+    assert float(stages.label_difference(probabilities, labels, [3], still)) == pytest.approx(0.25)
+    labels[2] = -1
+    assert stages.label_difference(probabilities, labels, [3], still) == 0
+    shifted = still.clone()
+    shifted[:, 0] = -1.0  # the atlas at v shows the general one at v - 1
+    assert float(stages.label_difference(probabilities, labels, [3], shifted)) == pytest.approx(1 / 3)
+
+
 def test_conditions_are_dropped_one_by_one_and_together() -> None:
     torch.manual_seed(0)
     found = stages.dropped(torch.ones(4000, 2), 0.2).isnan()
