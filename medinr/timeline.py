@@ -14,7 +14,7 @@ from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.fields.chained import Chained, Inverted, PointsOnly
 from medinr.fields.dense import evaluate_dense
-from medinr.fields.warp import resample
+from medinr.fields.warp import moved_chunks, resample
 from medinr.space import Domain, Image, transform_points
 from medinr.types import Mask, Points, Volume
 
@@ -151,10 +151,19 @@ def _carried(
 
 
 def _average(sequence: ImageSequence, parts: Sequence[Part], grid: Domain, compensation: float) -> Volume:
-    total = torch.zeros(())
+    """The images of the parts, moved by their share and averaged; where one is not seen, at its border, the others."""
+    total, weights = torch.zeros(()), torch.zeros(grid.shape)
+    centre = torch.zeros(())
     for index, weight, field in parts:
-        total = total + weight * resample(sequence.images[index], grid, compensation * field, order=3)
-    return total
+        image = sequence.images[index]
+        seen = torch.empty(grid.n_voxels, dtype=torch.bool)
+        for rows, world in moved_chunks(grid, compensation * field):
+            seen[rows] = image.domain.contains_voxels(transform_points(image.domain.world_to_voxel, world).float())
+        share = weight * seen.view(grid.shape)
+        total = total + share * resample(image, grid, compensation * field, order=3)
+        weights = weights + share
+        centre = centre + weight * resample(image, grid, order=3)
+    return torch.where(weights > 0, total / weights.clamp(min=1e-6), centre)
 
 
 def best_compensation(

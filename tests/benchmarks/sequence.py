@@ -25,7 +25,6 @@ displacement scaled by the share of the time.
 import argparse
 import csv
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -258,6 +257,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=None, help="instead of the experiment's (for a trial)")
     parser.add_argument("--pairs", default=None, help="preset of `medinr register` for direct and scaled")
+    parser.add_argument("--fitted", default=None, help="checkpoint of a fit of this series, instead of a new one")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -281,13 +281,16 @@ def main() -> None:
             name = Path(given.config).stem + (f"_{given.steps}_steps" if given.steps else "")
             if there(name, seed):
                 continue
-            method, seconds = fitted(options, given.config, seed, given.steps, given.work / "runs")
+            if given.fitted is None:
+                method, seconds = fitted(options, given.config, seed, given.steps, given.work / "runs")
+            else:
+                method, seconds = load_method(given.fitted), None
             rows = held_out_scores(method, sequence, regions)
             phantom = series.startswith("phantom")
             rows += landmark_rows(method, given.work) if phantom else []
             rows += field_rows(method, sequence, given.work, phantom) if seed == 0 and series.endswith("_a") else []
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
-            cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "load": round(os.getloadavg()[0], 1)}
+            cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2)} if seconds is not None else {}
             append(rows, series=series, method=name, seed=seed, **cost, commit=commit())
 
 

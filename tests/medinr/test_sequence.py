@@ -250,6 +250,29 @@ def test_known_motion_predicts_better_than_no_motion() -> None:
     assert (exact - sequence.images[4].data)[0][2:-2, 2:-2, 2:-2].abs().max() < 1e-2
 
 
+class Shifting(Breathing):
+    """All moves by 1 mm a percent along z, out of the grid."""
+
+    def transform_at(self, time: float) -> Any:
+        move = torch.tensor([0.0, 0.0, float(time)]).double()
+        return Known(lambda p: p + move, lambda q: q - move)
+
+
+def test_at_the_border_the_image_that_is_seen_counts() -> None:
+    """Voxels whose motion leaves one image are those of the other, and where it leaves both stay as they are."""
+    sequence = breath((0, 10, 20), held_out=(1,))
+    flat = [
+        replace(one, data=torch.full_like(one.data, v)) for one, v in zip(sequence.images, (0, 0, 100), strict=True)
+    ]
+    sequence = replace(sequence, images=tuple(flat))
+    made = predicted(Shifting(), sequence, 10.0, DOMAIN, True, 1.0)[0]
+    upward = made if float(DOMAIN.voxel_to_world[2, 2]) > 0 else made.flip(2)
+    assert torch.allclose(upward[:, :, :2], torch.tensor(100.0)) and torch.allclose(
+        upward[:, :, -2:], torch.tensor(0.0)
+    )
+    assert torch.allclose(upward[:, :, 6:9], torch.tensor(50.0))
+
+
 # -- transforms of transforms ----------------------------------------------------------------------------------------
 
 
