@@ -192,6 +192,24 @@ def best_compensation(
     return min(errors, key=lambda share: errors[share]) if any(errors.values()) else 0.5
 
 
+def interpolation_error(moving: Moving, grid: Domain) -> Tensor | None:
+    """How far phi_t moves, in mm [X, Y, Z], where its own image is left out: the mean over the trained times.
+
+    At a time without an image the motion is interpolated; this is how uncertain it is there, seen at times that have
+    one. None where the method cannot leave a time out (``leaving_out``), or has no two to interpolate from.
+    """
+    leaving_out = getattr(moving, "leaving_out", None)
+    times: list[float] = getattr(moving, "fitted_times", [])
+    if leaving_out is None or len(times) < 2:
+        return None
+    total = torch.zeros(grid.shape)
+    for time in times:
+        fitted = displacement_on(moving.transform_at(time), grid)
+        with leaving_out(time):
+            total += (displacement_on(moving.transform_at(time), grid) - fitted).norm(dim=-1)
+    return total / len(times)
+
+
 def label_state(labels: Tensor, domain: Domain, displacement: Tensor, det: Tensor) -> dict[int, tuple[float, Tensor]]:
     """Volume in ml and centre of mass [3] (RAS mm) of each label after a deformation, by change of variables.
 

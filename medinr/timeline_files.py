@@ -22,6 +22,7 @@ from medinr.timeline import (
     curves_of,
     displacement_on,
     extremes_of,
+    interpolation_error,
     label_state,
     motion_amplitude,
     predicted,
@@ -50,7 +51,8 @@ def write_timeline(
     reference grid; ``timeline.csv`` (motion, det J and the gap of phi_t^-1 o phi_t at each time); ``curves.csv`` and
     ``.png`` (volume and centre of mass of each label); ``amplitude.nii.gz`` (largest distance between two places of a
     voxel, mm), ``ventilation.nii.gz`` (change of volume from the first of the extremes to the second, relative to the
-    first), ``maps.png`` and ``animation.gif``; ``metrics.json``.
+    first), ``interpolation_error.nii.gz`` (see `interpolation_error`, where the method knows it), ``maps.png`` and
+    ``animation.gif``; ``metrics.json``.
 
     Args:
         out: folder of its own.
@@ -165,6 +167,10 @@ class _Timeline:
             "ventilation/to": last,
             "ventilation/mean": float((other[inside].sum() / one[inside].sum()) - 1),
         }
+        error = interpolation_error(self.moving, domain)
+        if error is not None:
+            io.write_image(self.out / "interpolation_error.nii.gz", error, domain)
+            summary["interpolation_error/mean_mm"] = float(error[inside].mean())
         background = self.subject.image.data[0] if self.subject.image is not None else None
         if background is not None and self.subject.image is not None:
             background = resample(self.subject.image, domain)[0]

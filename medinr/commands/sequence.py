@@ -18,7 +18,7 @@ from medinr.timeline import Subject, best_compensation, default_times, parse_tim
 from medinr.timeline_files import write_timeline
 
 EXAMPLE = "medinr sequence runs/stnerp_4dct/last.ckpt --image popi_T60.nii.gz --times 0:95:5 --out sequence"
-SEQUENCE_WRITES = "amplitude animation curves maps metrics timeline ventilation"
+SEQUENCE_WRITES = "amplitude animation curves interpolation_error maps metrics timeline ventilation"
 
 
 def sequence(

@@ -120,13 +120,18 @@ class SpatioTemporalLattice(SequenceRegistration):
         total = sum(weights.values())
         self.pairs = {key: w / total for key, w in weights.items() if w}
 
+    @property
+    def fitted_times(self) -> list[float]:
+        """The trained times without the reference."""
+        state = self.state
+        held = [state["times"][i] for i in state["held_out"]]
+        return [t for t in state["times"] if t not in held and t != state["reference"]]
+
     @contextmanager
     def leaving_out(self, time: float) -> Iterator[None]:
         """Inside, transforms are interpolated between the trained times without this one."""
-        before = self.velocity.determined
-        state = self.state
-        held = [state["times"][i] for i in state["held_out"]]
-        seen = [t for t in state["times"] if t not in held and t not in (state["reference"], time)]
+        before, state = self.velocity.determined, self.state
+        seen = [t for t in self.fitted_times if t != time]
         self.velocity.set_times(state["reference"], state["span"], state["period"], seen)
         try:
             yield

@@ -16,7 +16,7 @@ from medinr.fields.table import Table, gradient_on_grid
 from medinr.jets import det, seed
 from medinr.methods import SpatioTemporalLattice, load_method
 from medinr.results import landmarks_over_time
-from medinr.timeline import best_compensation, displacement_on
+from medinr.timeline import best_compensation, displacement_on, interpolation_error
 from tests.medinr import breathing, pairs
 from tests.medinr.test_spatiotemporal import fit
 from tests.medinr.tolerances import assert_close
@@ -169,6 +169,19 @@ def test_a_time_is_left_out_and_comes_back(fitted: SpatioTemporalLattice) -> Non
     assert_close(fitted.transform_at(60.0)(p), before)
     assert fitted.sequence is not None
     assert best_compensation(fitted, fitted.sequence) in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_interpolation_error_is_that_of_a_time_left_out(fitted: SpatioTemporalLattice) -> None:
+    assert fitted.fitted_times == [15.0, 60.0, 80.0]
+    found = interpolation_error(fitted, pairs.CUBE)
+    assert found is not None
+    total = torch.zeros(pairs.CUBE.shape)
+    for time in fitted.fitted_times:
+        with fitted.leaving_out(time):
+            other = evaluate_dense(fitted.transform_at(time), pairs.CUBE, exact=True).displacement
+        own = evaluate_dense(fitted.transform_at(time), pairs.CUBE, exact=True).displacement
+        total += (other - own).norm(dim=-1) / 3
+    assert (found - total).abs().max() < 0.15 and total.mean() > 0.3
 
 
 def test_checkpoint_rebuilds_every_time(fitted: SpatioTemporalLattice, tmp_path: Any) -> None:
