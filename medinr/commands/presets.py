@@ -33,6 +33,8 @@ class Preset:
         return self.refinement is not None and similarity in ON_GRIDS
 
 
+SLIDING_BENDING = 4.0
+"""Weight of the bending energy where regions slide: windows that see one region know less, and need it stiffer."""
 ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 30, 30))),
@@ -72,7 +74,9 @@ def recommended(
     if sizes.refinement is not None and sizes.refines(similarity):
         refinement = sizes.refinement
         if similarity == "multimodal":
-            refinement = refinement.unsigned()
+            refinement = refinement.changed(signed=False)
+        if regions > 1:
+            refinement = refinement.changed(bending=SLIDING_BENDING)
         return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight, regions=regions)
     scale = scale_of(domain)
     found = MINDSSC(step_mm=3.0 * scale) if SIMILARITIES[similarity] is MINDSSC else SIMILARITIES[similarity]()

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,10 +85,10 @@ class Refinement(Configured):
         self.bending, self.barrier, self.lr, self.most = bending, barrier, lr, most
         self.agreement, self.unlike_radius, self.unlike_bending = agreement, unlike_radius, unlike_bending
 
-    def unsigned(self) -> "Refinement":
-        """The same with the square of the NCC."""
+    def changed(self, **changes: Any) -> "Refinement":
+        """The same with other values of some arguments."""
         arguments = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return Refinement(**{**arguments, "signed": False})
+        return Refinement(**{**arguments, **changes})
 
     @property
     def lattice(self) -> list[float]:

@@ -201,7 +201,7 @@ def test_levels_of_a_stage() -> None:
     assert found.levels(0, 4.0) == [0, 1] and found.levels(1, 2.0) == [1, 2]
     assert found.levels(1, 5.0) == [1], "a grid that had to be coarser cannot see 8 voxels"
     assert found.levels(1, 50.0) == [1]
-    other = found.unsigned()
+    other = found.changed(signed=False)
     assert not other.signed and found.signed and (other.bending, other.lattice) == (3.0, found.lattice)
 
 
