@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from medinr.fields.squaring import scaling_and_squaring, warp
+from medinr.losses.volumes import box_mean
 from medinr.types import Scalar, Volume
 
+SEEN = 0.02
+"""Intensity from which on a voxel shows something."""
 Register = Callable[[Tensor, Tensor], Tensor]
 """(fixed, moving), [B, 1, X, Y, Z] each -> velocity or displacement [B, 3, X, Y, Z] that brings the latter there."""
 
@@ -62,9 +65,21 @@ def mean_displacement(register: Register, atlas: Tensor, images: Tensor, squarin
     return total / len(images)
 
 
-def morphology_loss(mean: Tensor) -> Scalar:
-    """mean over voxels of |mean displacement|^2, in voxels^2 (Starck et al., arXiv 2403.16776)."""
-    return mean.square().sum(0).mean()
+def morphology_loss(mean: Tensor, weight: Tensor | None = None) -> Scalar:
+    """mean over voxels of |mean displacement|^2, in voxels^2 (Starck et al., arXiv 2403.16776).
+
+    Args:
+        mean: [3, X, Y, Z].
+        weight: of each voxel [X, Y, Z] (ours: nothing is known where nothing is seen); None: all alike.
+    """
+    square = mean.square().sum(0)
+    return square.mean() if weight is None else (weight * square).sum() / weight.sum().clamp(min=1)
+
+
+def content(images: Tensor, radius: int = 3) -> Tensor:
+    """Where any of the images [B, 1, X, Y, Z] in [0, 1] shows something, fading over some voxels: [X, Y, Z]."""
+    seen = (images.amax((0, 1)) > SEEN).to(images)
+    return box_mean(box_mean(seen[None], radius), radius)[0]
 
 
 def recentred(images: Iterable[Tensor], velocities: Sequence[Tensor], squarings: int) -> tuple[Volume, list[Tensor]]:

@@ -20,7 +20,7 @@ from medinr.fields.squaring import warp_labels
 from medinr.fields.unet import PairNetwork
 from medinr.io import as_image
 from medinr.losses import Regularizer
-from medinr.losses.morphology import draw_neighbours, neighbourhood_weights, recentred
+from medinr.losses.morphology import content, draw_neighbours, neighbourhood_weights, recentred
 from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import DeformationGenerator, Latents
 from medinr.methods.diffusion_stages import Morphology, Stage
@@ -140,6 +140,7 @@ class ScanGenerator(DeformationGenerator):
         image = self.space_.image(name).to(self.device)[None]
         with torch.no_grad(), full(self.device.type):
             v = self.register_pair(image, template[None]) if known is None else known.float()
+            v = v * content(torch.cat((image, template[None])))  # what a network says of the background means nothing
         if not self.refine:
             return v
         strides = (2 * self.autoencoder.stride, self.autoencoder.stride)

@@ -13,7 +13,7 @@ from medinr.errors import UserError
 from medinr.fields.latent import Autoencoder, kl_divergence
 from medinr.fields.squaring import grid_jet, inside, warp
 from medinr.losses import Regularizer
-from medinr.losses.morphology import Register, integrated, mean_displacement, morphology_loss
+from medinr.losses.morphology import Register, content, integrated, mean_displacement, morphology_loss
 from medinr.losses.volumes import VolumeNCC
 from medinr.space import REFERENCE_LENGTH_MM, Domain
 from medinr.types import Scalar
@@ -118,8 +118,9 @@ def morphology_terms(
         neighbours: images [n, 1, X, Y, Z].
     """
     u = integrated(velocity, squarings)
-    mean = mean_displacement(register, warp(atlas, u), neighbours, squarings)
-    return u, {"morphology": weight * morphology_loss(mean)}
+    made = warp(atlas, u)
+    mean = mean_displacement(register, made, neighbours, squarings)
+    return u, {"morphology": weight * morphology_loss(mean, content(made.detach()))}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from medinr import metrics
 from medinr.fields.squaring import warp
 from medinr.losses import Diffusion
 from medinr.losses.morphology import (
+    content,
     draw_neighbours,
     integrated,
     mean_displacement,
@@ -114,6 +115,18 @@ def test_refinement_lowers_the_loss_and_leaves_the_background_alone() -> None:
     surface = (fixed[0, 0] > 0.2) & (fixed[0, 0] < 0.8)
     assert float(found[0, 0][surface].mean()) > 0.6
     assert found[0, :, 20:].abs().max() < 0.5
+
+
+def test_only_what_shows_something_counts() -> None:
+    image = torch.zeros(2, 1, 20, 9, 9)
+    image[0, 0, :5], image[1, 0, :3] = 0.5, 0.01
+    seen = content(image, 1)
+    assert seen.shape == (20, 9, 9) and seen[:3].min() == 1 and seen[8:].max() == 0 and 0 < float(seen[5, 4, 4]) < 1
+    mean = torch.zeros(3, 20, 9, 9)
+    mean[0, 10:] = 7.0
+    assert morphology_loss(mean, seen) == 0 and morphology_loss(mean) == pytest.approx(24.5)
+    mean[1, :2] = 2.0
+    assert float(morphology_loss(mean, (seen == 1).float())) == pytest.approx(4 * 2 / 3)
 
 
 def test_labels_differ_where_somebody_has_looked() -> None:
