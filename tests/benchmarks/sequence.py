@@ -16,7 +16,7 @@ itself. Series:
 Predictions: ``reference`` (the reference warped to the time by the fitted method), ``neighbours`` (both neighbouring
 training images, warped and averaged), ``interpolated`` (the same, with the share of the motion that predicts the
 training images best: what `medinr predict --times` writes), ``nearest``, ``linear`` (intensities), ``linear_extremes``
-(of the first of the extremes and the reference alone). ``field``: see `field_rows`; for the first seed of the series a.
+(of the first of the extremes and the reference alone). ``field``: with ``--fields``, see `field_rows`; for the first seed.
 ``--pairs`` adds two by ``medinr register``: ``direct``, the reference registered to the held-out image itself, which no
 prediction sees (the ceiling), and ``scaled``, the registration of the two training images before and after with its
 displacement scaled by the share of the time.
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="instead of the experiment's (for a trial)")
     parser.add_argument("--pairs", default=None, help="preset of `medinr register` for direct and scaled")
     parser.add_argument("--fitted", default=None, help="checkpoint of a fit of this series, instead of a new one")
+    parser.add_argument("--fields", action="store_true", help="folding, motion and inverse at all times, too")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -288,7 +289,7 @@ def main() -> None:
             rows = held_out_scores(method, sequence, regions)
             phantom = series.startswith("phantom")
             rows += landmark_rows(method, given.work) if phantom else []
-            rows += field_rows(method, sequence, given.work, phantom) if seed == 0 and series.endswith("_a") else []
+            rows += field_rows(method, sequence, given.work, phantom) if given.fields and seed == 0 else []
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
             cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2)} if seconds is not None else {}
             append(rows, series=series, method=name, seed=seed, **cost, commit=commit())
