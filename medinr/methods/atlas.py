@@ -259,7 +259,9 @@ class ConditionalAtlas(Members, Method):
         return terms
 
     def _penalties(self, chosen: list[int]) -> dict[str, Scalar]:
-        found: dict[str, list[Tensor]] = {"codes": [], "smooth": [], "poses": []}
+        # The same names in every process, whatever its scans: they log, and wait for each other, by name.
+        weights = {"codes": self.code_weight, "smooth": self.smooth_weight, "poses": self.pose_weight}
+        found = {k: [torch.zeros((), device=self.device)] for k, weight in weights.items() if weight}
         for i in chosen:
             if self.code_weight:
                 found["codes"].append(self.code_weight * self.codes[i].square().mean())
@@ -269,7 +271,7 @@ class ConditionalAtlas(Members, Method):
                 pose = self.poses[i][None]
                 bent = pose[:, RIGID:AFFINE].square().mean() + 100 * roughness(pose, self.control)
                 found["poses"].append(self.pose_weight * bent)
-        return {k: torch.stack(v).sum() for k, v in found.items() if v}
+        return {k: torch.stack(v).sum() for k, v in found.items()}
 
     def _bend(self, i: int) -> Tensor:
         """Mean square of the difference of code and shape from the line in time through the neighbours'."""

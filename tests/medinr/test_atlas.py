@@ -237,6 +237,14 @@ def test_what_is_rare_counts_as_if_all_had_it() -> None:
     assert weight.tolist() == pytest.approx([1.0, 6 / 5]) and labels == pytest.approx(6 / 5)
 
 
+def test_terms_have_the_same_names_whatever_the_scans() -> None:
+    """Several processes log each term together: one that lacked a name would leave the others waiting."""
+    method = ready(smooth_weight=1.0, code_weight=1.0)
+    drawn = dict(method.draw())
+    ends = {tuple(method.objective([(i, drawn[i])])) for i in range(6)}
+    assert ends == {("intensity", "labels", "codes", "smooth")}
+
+
 def test_every_scan_has_its_turn() -> None:
     method = ready(scans=4)
     seen = [i for step in range(3) for i in method.chosen(step)]
