@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medinr import metrics
 from medinr.data.sequence import Sequence as ImageSequence
+from medinr.data.sequence import wrapped
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.fields.chained import Chained, Inverted, PointsOnly
@@ -172,13 +173,15 @@ def best_compensation(
     """The share of the motion that predicts training images best, each from its neighbours alone.
 
     A training time other than the reference is left out of the interpolation in time (``moving.leaving_out``), and its
-    image is predicted from the training images around it; held-out images are never looked at. 0.5 where the method
-    cannot leave a time out, or has no other to interpolate from.
+    image is predicted from the training images around it; held-out images are never looked at. The time farthest from
+    the reference stays: without it the largest motion would have to be extrapolated, which no interpolation is asked
+    to do. 0.5 where the method cannot leave a time out, or has no other to interpolate from.
     """
     leaving_out = getattr(moving, "leaving_out", None)
     others = [i for i in sequence.training if i != sequence.reference]
     if leaving_out is None or len(others) < 2:
         return 0.5
+    others.remove(max(others, key=lambda i: abs(wrapped(sequence.times[i] - sequence.reference_time, sequence.period))))
     errors = dict.fromkeys(choices, 0.0)
     for i in others:
         image, known = sequence.images[i], [k for k in sequence.training if k != i]

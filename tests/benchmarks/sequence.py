@@ -16,7 +16,8 @@ itself. Series:
 Predictions: ``reference`` (the reference warped to the time by the fitted method), ``neighbours`` (both neighbouring
 training images, warped and averaged), ``interpolated`` (the same, with the share of the motion that predicts the
 training images best: what `medinr predict --times` writes), ``nearest``, ``linear`` (intensities), ``linear_extremes``
-(of the first of the extremes and the reference alone). ``field``: with ``--fields``, see `field_rows`; for the first seed.
+(of the first of the extremes and the reference alone). ``field``: with ``--fields``, see `field_rows`, for the first
+seed.
 ``--pairs`` adds two by ``medinr register``: ``direct``, the reference registered to the held-out image itself, which no
 prediction sees (the ceiling), and ``scaled``, the registration of the two training images before and after with its
 displacement scaled by the share of the time.
