@@ -43,7 +43,7 @@ SEEDS = (0, 1, 2)
 CONDITION = {"slabs": ("csf_ml", 1), "phantom": ("ventricles_ml", 1)}
 """The condition that is requested in ml, and the label whose volume answers."""
 EXPERIMENT = {"slabs": "diffdef_slabs", "phantom": "diffdef_ukb_best"}
-STEPS = {"registration": 250, "autoencoder": 160, "diffusion": 500, "morphology": 50}
+STEPS = {"registration": 250, "autoencoder": 400, "diffusion": 500, "morphology": 50}
 IMAGES = ["--model.latents", "images", "--model.autoencoder.inputs", "1", "--model.autoencoder.stride", "1",
           "--model.autoencoder.channels", "[8, 16, 32]"]  # fmt: skip
 
@@ -88,7 +88,8 @@ class Study:
         return run / runs.LAST
 
     def shared(self) -> Path:
-        return self.fit("shared", {k: STEPS[k] for k in ("registration", "autoencoder")})
+        first = self.fit("registration", {"registration": STEPS["registration"]})
+        return self.fit("shared", {"autoencoder": STEPS["autoencoder"]}, "--model.earlier", str(first))
 
     def diffusion(self, seed: int) -> Path:
         more = ["--model.earlier", str(self.shared()), "--seed_everything", str(seed)]
@@ -134,7 +135,7 @@ class Study:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(CohortModule, "data")
         config = runs.read_config(runs.run_of_checkpoint(checkpoint) or Path())
-        data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+        data = parser.instantiate(parser.parse_object({"data": config["data"]})).data
         method = load_method(checkpoint)
         assert isinstance(method, DiffusionDeformation)
         method.attach(data.cohort)
