@@ -149,7 +149,7 @@ class ConditionalAtlas(Members, Method):
         masks = [(brain(scan), scan.domain) for scan in map(cohort.scan, names)]
         placed = [placement(mask, domain) for mask, domain in masks]
         stretch = torch.stack([s for _, s, _ in placed]).log()
-        self.remember({
+        state = {
             "cohort": cohort.name,
             "modalities": list(cohort.modalities),
             "labels": {str(k): v for k, v in cohort.label_names.items()},
@@ -160,7 +160,11 @@ class ConditionalAtlas(Members, Method):
             "names": names,
             "centres": [centre.tolist() for centre, _, _ in placed],
             "known": [dict(cohort.known[n]) for n in names],
-        })  # fmt: skip
+        }  # fmt: skip
+        # The same weights in every process, whatever else has drawn numbers before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state["seed"])
+            self.remember(state)
         with torch.no_grad():
             for pose, own in zip(self.poses, stretch, strict=True):
                 if len(pose) > RIGID:  # a small brain is stretched to the mean of all
