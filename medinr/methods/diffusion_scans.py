@@ -166,7 +166,8 @@ class ScanGenerator(DeformationGenerator):
         found: Tensor = kept.to(self.device).float() / self.autoencoder.spread
         return found
 
-    def kept(self, name: str, make: Any) -> tuple[Tensor, ...]:
+    def kept(self, name: str, make: Callable[[str], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What the present stage looks at of a scan, made once."""
         if name not in self._codes:
             self._codes[name] = make(name)
             if len(self._codes) > IN_MEMORY:
@@ -239,7 +240,7 @@ class ScanGenerator(DeformationGenerator):
             if stage == "registration":
                 found = self._registered(name, other)
             elif stage == "autoencoder":
-                coarse = self.coarse(name)[None]
+                coarse = self.kept(name, lambda k: (self.coarse(k),))[0][None]
                 again = self.autoencoder.decode_coarse(self.autoencoder.encode_coarse(coarse)[0], self.domain.shape)
                 error = (again - coarse).square().mean()
                 peak = coarse.max() - coarse.min()
@@ -249,7 +250,7 @@ class ScanGenerator(DeformationGenerator):
                     apart = (again - coarse)[0] * self.autoencoder.spread * step
                     found["val/error_mm"] = apart.norm(dim=0).mean()
             else:
-                mean, _ = self.code(name)
+                mean, _ = self.kept(name, self.code)
                 z = ((mean - self.latent_mean) / self.latent_spread)[None].expand(8, -1, -1, -1, -1)
                 values = torch.tensor([[self.known.known[name].get(c.name, torch.nan) for c in self.conditions]])
                 context = self.embedding(values.to(self.device)).expand(8, -1, -1)
