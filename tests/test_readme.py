@@ -3,12 +3,13 @@
 - ``medinr ...``: the real command, in this process; ``SMALLER`` adds the sizes of a test to it.
 - ``make X``: X must be a target of the Makefile. ``pip install ".[a]"``: ``a`` must be an extra of pyproject.toml.
 - ``wandb sync FILES``: the files must be there.
-- Python blocks run as they are; YAML blocks are files, named by their first line.
+- Python blocks run as they are.
 
 A line that none of these rules knows fails the test: it would be a line that nobody has tried. A new file name in a
 block needs a file of that name in `folder`.
 """
 
+import glob
 import re
 import shlex
 import tomllib
@@ -32,9 +33,13 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 FEW = "--data.steps_per_epoch 2 --model.points 64"
 NARROW = "--model.field.hidden [32,32,32]"  # where the line leaves the experiment's network as it is
+ATLAS = "--model.decoder.width 16 --model.decoder.code 6 --model.decoder.grids [3,5] --wandb false"
 SMALLER = {
-    "phantom": "--size 32 --phases extremes",
+    "phantom dirlab": "--size 32 --phases extremes",
+    "phantom dhcp": "--size 24",
     "fit": f"--trainer.max_steps 4 {FEW}",
+    "adapt": "--steps 10 --points 64 --restarts 1",
+    "atlas": "--spacing 8",
     "test": f"{FEW} --wandb false",
     "predict": f"{FEW} --wandb false",
 }
@@ -46,7 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("readme")
     (out / "experiments").symlink_to(ROOT / "experiments")
     arguments = ["phantom", "dirlab", "--out", str(out / "data" / "dirlab"), "--cases", "1"]
-    assert cli.main([*arguments, *SMALLER["phantom"].split()]) == 0
+    assert cli.main([*arguments, *SMALLER["phantom dirlab"].split()]) == 0
+    assert cli.main(["phantom", "dhcp", "--out", str(out / "other"), "--subjects", "1", "--size", "24"]) == 0
+    [new] = (out / "other").rglob("*_desc-restore_T2w.nii.gz")
+    (out / "new_T2w.nii.gz").symlink_to(new)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RegistrationWarning)  # at this size the lungs are a few voxels
         pair = DIRLab(str(out / "data" / "dirlab"), 1, labels="vessels").pair
@@ -69,9 +77,12 @@ def lines_of(block: str) -> list[list[str]]:
 
 def run_line(words: list[str], folder: Path) -> None:
     if words[0] == "medinr":
-        smaller = SMALLER.get(words[1], "").split()
-        if FEW in SMALLER.get(words[1], "") and words.count("--config") == 1 and "--model.field" not in words:
+        smaller = SMALLER.get(" ".join(words[1:3]), SMALLER.get(words[1], "")).split()
+        if any("cinema" in word for word in words) and words[1] == "fit":
+            smaller += ATLAS.split()
+        elif FEW in SMALLER.get(words[1], "") and "--model.field" not in words:
             smaller += NARROW.split()
+        words = [file for word in words for file in (sorted(glob.glob(word)) if "*" in word else [word])]
         assert cli.main([*words[1:], *smaller]) == 0, shlex.join(words)
     elif words[0] == "make":
         for target in words[1:]:
@@ -100,8 +111,6 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
                     run_line(words, folder)
             elif language == "python":
                 exec(compile(block, "README.md", "exec"), {})
-            elif language == "yaml":
-                (folder / block.splitlines()[0].removeprefix("# ")).write_text(block)
             else:
                 pytest.fail(f"README: a block of {language or 'no language'}: {block}")
         except (Exception, pytest.fail.Exception) as error:
@@ -116,13 +125,11 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         "carried_back",
         "runs",
         "results",
-        "other_alpha",
         "tables",
+        "atlas",
+        "new",
     }
-    assert made == {*said, "mine.ckpt", "mlp_and_lattice.yaml"}, "each call writes where it says"
-    [sum_run] = Path("runs/mlp_and_lattice").iterdir()
-    field = yaml.safe_load((sum_run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]["field"]
-    assert [field["init_args"][k]["class_path"].split(".")[-1] for k in ("one", "other")] == ["MLP", "CubicLattice"]
+    assert made == said, "each call writes where it says"
     # The table of `register`'s files is what is there.
     table = README[README.index("The folder then holds") :].split("\n\n")[1]
     named = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) | {"displacement.json"}
@@ -133,11 +140,11 @@ def test_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_there_are_blocks_of_all_languages() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml"}
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
     commands = {
         words[1] for language, b in BLOCKS if language == "bash" for words in lines_of(b) if words[0] == "medinr"
     }
-    assert commands >= {"register", "apply", "fit", "test", "predict", "check", "phantom"}
+    assert commands >= {"register", "apply", "fit", "test", "predict", "check", "phantom", "atlas", "adapt"}
 
 
 def test_options_and_files_in_the_text_exist() -> None:
