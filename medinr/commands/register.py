@@ -158,7 +158,7 @@ def register(
     if out is not None:
         check_writable(out)
         given = (fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels,
-                 fixed_guides, moving_guides, fixed_exclude, moving_exclude, init)  # fmt: skip
+                 fixed_guides, moving_guides, fixed_exclude, moving_exclude, init, sliding)  # fmt: skip
         check_inputs_stay(out, given, REGISTER_WRITES)
     with noted() as said:
         pair = make_pair(

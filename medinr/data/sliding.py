@@ -52,8 +52,7 @@ def breathing_regions(pair: Pair) -> Tensor | None:
     Sure: one channel in Hounsfield units (or 1024 above), lungs of a possible volume in both, which overlap after the
     pair's start.
     """
-    masks = [_lungs(image) for image in (pair.fixed, pair.moving)]
-    fixed, moving = masks
+    fixed, moving = (_lungs(image) for image in (pair.fixed, pair.moving))
     if fixed is None or moving is None:
         return None
     voxels = fixed.nonzero().double()

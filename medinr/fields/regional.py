@@ -82,12 +82,10 @@ class Regional(Field):
         return nearest(self.labels, voxel).long()
 
     def forward(self, x: Features, context: Tensor | None = None) -> Features:
-        return self._of_parts(x, Jet(x[None], 0), context).value
+        return self.jet(Jet(x[None], 0), context).value
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
-        return self._of_parts(jet.value, jet, context)
-
-    def _of_parts(self, x: Features, jet: Jet, context: Tensor | None) -> Jet:
+        x = jet.value
         region = self.region(x)
         found: Jet | None = None
         for r, field in enumerate(self.fields):

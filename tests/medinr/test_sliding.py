@@ -225,6 +225,13 @@ def test_a_mistake_is_said(sliding: Pair, brief: None, options: dict[str, Any], 
         medinr.register(sliding.fixed, sliding.moving, preset="fast", init="none", **options)
 
 
+def test_a_label_file_is_not_overwritten(sliding: Pair, brief: None, tmp_path: Path) -> None:
+    file = tmp_path / "warped.nii.gz"
+    io.write_image(file, sliding.fixed_regions.short(), sliding.domain)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="expected to overwrite no input"):
+        medinr.register(sliding.fixed, sliding.moving, tmp_path, sliding=file, preset="fast", init="none")
+
+
 def test_one_region_is_no_sliding(sliding: Pair, brief: None, tmp_path: Path) -> None:
     file = tmp_path / "regions.nii.gz"
     io.write_image(file, torch.ones(sliding.domain.shape, dtype=torch.int16), sliding.domain)
