@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from medinr.configured import Configured
 from medinr.errors import UserError
 from medinr.fields.latent import padded_to
+from medinr.precision import convolutions
 from medinr.types import Scalar
 
 TRAIN_STEPS = 1000
@@ -67,7 +68,9 @@ class Denoiser(Configured, nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         a, b, c = x.shape[2:]
-        found: Tensor = self.network(padded_to(x, 2**self.halvings), timesteps, context)[:, :, :a, :b, :c]
+        x = padded_to(x, 2**self.halvings)
+        with convolutions(x.device.type, [n // 2**self.halvings for n in x.shape[2:]]):
+            found: Tensor = self.network(x, timesteps, context)[:, :, :a, :b, :c]
         return found
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from medinr.configured import Configured
 from medinr.errors import UserError
+from medinr.precision import convolutions
 
 
 def padded_to(x: Tensor, multiple: int) -> Tensor:
@@ -96,7 +97,9 @@ class Autoencoder(Configured, nn.Module):
 
     def encode_coarse(self, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, of what `coarse` gives."""
-        mean, sigma = self.network.encode(padded_to(coarse, 2**self.halvings))
+        coarse = padded_to(coarse, 2**self.halvings)
+        with convolutions(coarse.device.type, [n // 2**self.halvings for n in coarse.shape[2:]]):
+            mean, sigma = self.network.encode(coarse)
         return mean, sigma
 
     def decode(self, z: Tensor, shape: Sequence[int]) -> Tensor:
@@ -106,7 +109,8 @@ class Autoencoder(Configured, nn.Module):
     def decode_coarse(self, z: Tensor, shape: Sequence[int], head: nn.Module | None = None) -> Tensor:
         """As `decode`, on the lattice and in units of the spread; ``head``: another decoder (`deformation_head`)."""
         x, y, w = self.lattice(shape)
-        found: Tensor = (self.network.decode if head is None else head)(z)[:, :, :x, :y, :w]
+        with convolutions(z.device.type, z.shape[2:]):
+            found: Tensor = (self.network.decode if head is None else head)(z)[:, :, :x, :y, :w]
         return found
 
     def deformation_head(self) -> nn.Module:

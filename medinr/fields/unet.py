@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from medinr.configured import Configured
 from medinr.errors import UserError
 from medinr.fields.squaring import control_shape, dense_spline, scaling_and_squaring
-from medinr.precision import full
+from medinr.precision import convolutions, full
 
 SLOPE = 0.2
 Steps = Sequence[Sequence[int]]
@@ -106,14 +106,14 @@ class Encoder(nn.Module):
             features.append(layer(features[-1]))
         return features
 
-    def padded(self, images: Tensor) -> Tensor:
-        """The images with their last slices repeated up to a multiple of the whole stride.
-
-        The coarsest level keeps two voxels, or there is nothing to normalise.
-        """
+    def coarsest(self, images: Tensor) -> list[int]:
+        """Voxels of the last level along each axis: two at least along one, or there is nothing to normalise."""
         cells = [-(-n // m) for n, m in zip(images.shape[2:], self.multiple, strict=True)]
-        if max(cells) == 1:
-            cells[0] = 2
+        return cells if max(cells) > 1 else [2, *cells[1:]]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """The images with their last slices repeated up to a multiple of the whole stride."""
+        cells = self.coarsest(images)
         short = [c * m - n for c, m, n in zip(cells, self.multiple, images.shape[2:], strict=True)]
         if not any(short):
             return images
@@ -158,15 +158,21 @@ class VoxelMorphNetwork(PairNetwork):
         self.full = nn.ModuleList(block(i, o, normalise) for i, o in zip(inputs[n:], decoder[n:], strict=False))
         self.out = output_layer(decoder[-1] if len(decoder) > n else inputs[n])
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images)
+    def features(self, images: Tensor) -> Tensor:
+        """Features at full resolution."""
         features = self.encoder(images)
-        x = features.pop()
+        x: Tensor = features.pop()
         for layer in self.up:
             skip = features.pop()
             x = torch.cat((F.interpolate(layer(x), size=skip.shape[2:], mode="nearest"), skip), dim=1)
         for layer in self.full:
             x = layer(x)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images)
+        with convolutions(images.device.type, self.encoder.coarsest(images)):
+            x = self.features(images)
         a, b, c = images.shape[2:]
         with full(images.device.type):  # sixteen bits are too few for the place of a voxel
             field = self.out(x.float())[:, :, :a, :b, :c]
@@ -237,7 +243,8 @@ class MIDIRNetwork(PairNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images)
-        control = self.control(images)
+        with convolutions(images.device.type, self.encoder.coarsest(images)):
+            control = self.control(images)
         with full(images.device.type):  # sixteen bits are too few for the place of a voxel
             field = dense_spline(control, images.shape[2:], self.spacing)
             return scaling_and_squaring(field, self.squarings) if self.squarings else field

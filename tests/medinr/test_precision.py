@@ -1,5 +1,6 @@
 """Mixed precision: which products are rounded, and that a fit does not suffer from it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -13,11 +14,14 @@ from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.errors import UserError
 from medinr.fields import MLP, SIREN, Field, HarmonizedSIREN
+from medinr.fields.diffusion import Denoiser
+from medinr.fields.latent import Autoencoder
+from medinr.fields.unet import VoxelMorphNetwork
 from medinr.losses import NCC, Barrier, Bending, LocalNCC, Regularizer, Similarity
 from medinr.losses.regularizers import bending
 from medinr.methods import ConditionedRegistration, PairRegistration
 from medinr.methods.base import RegistrationMethod
-from medinr.precision import full, mixed, product
+from medinr.precision import convolutions, full, mixed, product
 from tests.medinr import pairs
 
 BF16 = torch.bfloat16
@@ -185,3 +189,41 @@ def test_other_precisions_are_refused(precision: str) -> None:
     host.pair = pairs.pair()
     with pytest.raises(UserError, match=r"trainer.precision: expected 32-true or bf16-mixed, got"):
         fit(host, precision, 1)
+
+
+def thin_network(name: str) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+    """A network whose coarsest level has two voxels along an axis, and a call of it."""
+    latents = torch.randn(4, 4, 4, 3, 2)
+    if name == "VoxelMorphNetwork":
+        network = VoxelMorphNetwork([16, 32, 32], [32, 32, 16])
+        torch.nn.init.normal_(network.out.weight)
+        images = torch.rand(1, 2, 16, 12, 8)
+        return network, lambda: network(images)
+    if name == "Denoiser":
+        denoiser, context = Denoiser(4, [16, 16], [False, True], 8, 1, 8), torch.randn(4, 1, 8)
+        return denoiser, lambda: denoiser(latents, torch.full((4,), 400), context)
+    autoencoder = Autoencoder(3, 4, [16, 16], stride=1)
+    return autoencoder, lambda: autoencoder.decode(autoencoder.encode(latents[:, :3])[0], (4, 3, 2))
+
+
+@pytest.mark.parametrize("name", ["VoxelMorphNetwork", "Denoiser", "Autoencoder"])
+def test_thin_volumes_have_a_gradient(name: str) -> None:
+    """The bfloat16 gradient of convolutions on them holds what memory held: NaN here in most calls without care."""
+    network, call = thin_network(name)
+    for _ in range(20):
+        freed = [torch.full((n,), torch.nan) for n in range(100, 20000, 500)]
+        del freed
+        with torch.autocast("cpu", BF16):
+            loss = call().float().square().mean()
+        found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        assert all(bool(g.isfinite().all()) for g in found if g is not None)
+
+
+def test_thick_volumes_are_rounded() -> None:
+    with torch.autocast("cpu", BF16):
+        with convolutions("cpu", [3, 3, 3]):
+            assert torch.is_autocast_enabled("cpu")
+        with convolutions("cpu", [9, 2, 9]):
+            assert not torch.is_autocast_enabled("cpu")
+    with convolutions("cpu", [3, 3, 3]):
+        assert not torch.is_autocast_enabled("cpu")
