@@ -42,7 +42,8 @@ MOST_STEPS = 64
 PROBES = 512
 """Points at which the Lipschitz constant is estimated."""
 
-Velocity = Callable[[Jet], Jet]
+Velocity = Callable[[Jet, float], Jet]
+"""(jet of a point, s) -> jet of the velocity there at s."""
 
 
 def moved(y: Jet, factor: float, slope: Jet) -> Jet:
@@ -51,13 +52,13 @@ def moved(y: Jet, factor: float, slope: Jet) -> Jet:
 
 
 def integrate(velocity: Velocity, y: Jet, steps: int, scheme: Scheme = "rk4", duration: float = 1.0) -> Jet:
-    """The solution at ``duration`` of dy/ds = v(y), y(0) = y, in equal steps of an explicit Runge-Kutta scheme.
+    """The solution at ``duration`` of dy/ds = v(y, s), y(0) = y, in equal steps of an explicit Runge-Kutta scheme.
 
     With y a jet the derivatives go through every stage: they are those of the discrete solution, exactly. Its error is
     of order 1 (Euler), 2 (midpoint) or 4 (RK4) in the step (Hairer, Norsett and Wanner, Solving ODEs I, 1993, II.1).
 
     Args:
-        velocity: v, from the jet of a point to that of the velocity there.
+        velocity: v, from the jet of a point and s to that of the velocity there.
         y: where the flow begins.
         steps: how many.
         scheme: ``euler``, ``midpoint`` or ``rk4``: 1, 2 or 4 evaluations of v a step.
@@ -65,11 +66,11 @@ def integrate(velocity: Velocity, y: Jet, steps: int, scheme: Scheme = "rk4", du
     """
     h = duration / steps
     tableau = SCHEMES[scheme]
-    for _ in range(steps):
-        slope = velocity(y)
+    for i in range(steps):
+        slope = velocity(y, i * h)
         after = moved(y, h * tableau.weights[0], slope) if tableau.weights[0] else y
         for node, weight in zip(tableau.nodes, tableau.weights[1:], strict=True):
-            slope = velocity(moved(y, h * node, slope))
+            slope = velocity(moved(y, h * node, slope), (i + node) * h)
             after = moved(after, h * weight, slope)
         y = after
     return y
@@ -131,6 +132,10 @@ class Flow(Map):
         v = self.velocity.jet(y, context) if y.k else Jet(self.velocity(y.value, context)[None], 0)
         return v if self.plane is None else replace(v, channels=v.channels @ self.plane.to(v.channels))
 
+    def slope_at(self, y: Jet, s: float, context: Tensor | None) -> Jet:
+        """The right-hand side at s, from 0 to `duration`: v, which does not depend on s."""
+        return self.slope(y, context)
+
     @torch.no_grad()
     def lipschitz(self, context: Tensor | None = None) -> Scalar:
         """Estimate of Lip(v): the largest |Dv|_2 at the probes; a bound from below, without unit."""
@@ -179,13 +184,13 @@ class Flow(Map):
             steps = self.count(context)
 
             def flow(piece: Jet) -> Jet:
-                return integrate(lambda y: self.slope(y, context), piece, steps, self.scheme, self.duration)
+                return integrate(lambda y, s: self.slope_at(y, s, context), piece, steps, self.scheme, self.duration)
 
             return in_chunks(flow, jet, jet.channels.shape[1] if isinstance(self.velocity, Table) else None)
 
     def backward(self) -> "Flow":
         """phi^-1 = exp(-v), with the same velocity field (it shares the parameters)."""
-        other = Flow(self.velocity, self.steps, self.scheme)
+        other = type(self)(self.velocity, self.steps, self.scheme)
         other.duration, other.plane, other.probes = -self.duration, self.plane, self.probes
         return other
 

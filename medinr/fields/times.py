@@ -174,27 +174,36 @@ class TimedVelocity(Field):
 
     def __init__(self, network: Field, time: TimeEncoding, time_scale: float = 0.05) -> None:
         super().__init__()
-        if network.in_features not in (3, 3 + time.size) or network.out_features != 3 * time.size:
+        modes = self.modes(time)
+        if network.in_features not in (3, 3 + time.size) or network.out_features != 3 * modes:
             raise UserError(
-                f"field: expected {3 * time.size} outputs (3 for each of {time.size} components of time) and 3 or "
+                f"field: expected {3 * modes} outputs (3 for each of {modes} components of time) and 3 or "
                 f"{3 + time.size} inputs, found {network.out_features} and {network.in_features}; set out_features and "
                 "in_features"
             )
         self.network, self.time, self.time_scale = network, time, time_scale
+
+    @staticmethod
+    def modes(time: TimeEncoding) -> int:
+        """How many w_k there are."""
+        return time.size
+
+    def factors(self, e: Tensor) -> Tensor:
+        """The factor of each w_k, of e(t)."""
+        return e - self.time.at_reference(e)
 
     def set_times(self, reference: float, span: float, period: float | None, seen: Sequence[float]) -> None:
         """Tell `time` of the sequence (see `TimeEncoding.set`); ``seen``, the trained times, change nothing here."""
         self.time.set(reference, span, period)
 
     def weights(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """e(t), and the matrix [3, 3 size] that sums the modes."""
+        """e(t), and the matrix [3, 3 size] that sums the w_k."""
         if context is None or context.shape != (1,):
             found = None if context is None else tuple(context.shape)
             raise ValueError(f"velocity: expected one time as context, got {found}")
         e = self.time(context)
-        factor = e - self.time.at_reference(context)
         eye = torch.eye(3, device=e.device, dtype=e.dtype)
-        return e, torch.cat([f * eye for f in factor], dim=1)
+        return e, torch.cat([f * eye for f in self.factors(e)], dim=1)
 
     def _inputs(self, channels: Tensor, e: Tensor) -> Tensor:
         """Channels [1 + k + m, N, 3] with the encoded time beside the value; it does not vary in space."""
@@ -212,3 +221,19 @@ class TimedVelocity(Field):
         e, matrix = self.weights(context)
         modes = self.network.jet(replace(jet, channels=self._inputs(jet.channels, e)))
         return jets.linear(modes, matrix.to(modes.channels))
+
+
+class RunningVelocity(TimedVelocity):
+    """v(x, t) = w_0(x, e(t)) + sum_k e_k(t) w_k(x, e(t)): of a path through time, which needs not vanish anywhere.
+
+    Args:
+        network: w, with 3 outputs for each component of ``time`` and 3 more.
+        time, time_scale: see `TimedVelocity`.
+    """
+
+    @staticmethod
+    def modes(time: TimeEncoding) -> int:
+        return 1 + time.size
+
+    def factors(self, e: Tensor) -> Tensor:
+        return torch.cat((torch.ones_like(e[:1]), e))

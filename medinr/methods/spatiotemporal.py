@@ -13,7 +13,9 @@ from medinr.errors import UserError
 from medinr.fields import Field, TimedVelocity, TimeEncoding, Transform
 from medinr.fields.base import in_chunks, values_at
 from medinr.fields.flow import Flow, Scheme
+from medinr.fields.path import PathFlow
 from medinr.fields.prior import ImagePrior
+from medinr.fields.times import RunningVelocity
 from medinr.fields.warp import render
 from medinr.losses import Regularizer, Similarity, TemporalSmoothness
 from medinr.methods.levels import Level, samplers, windowed
@@ -43,8 +45,12 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
 
     All images share one world: there is no linear start.
 
+    With ``path`` the velocity is integrated along time itself, from the reference time to t (`PathFlow`): the paper's
+    is stationary for each t. Where time repeats, ``closure_weight`` draws the end of a whole period back to where it
+    began; the closure error in mm is logged, and written with the results.
+
     Args:
-        field: the velocity's network, see `TimedVelocity`.
+        field: the velocity's network, see `TimedVelocity`, or `RunningVelocity` for a path.
         time: how it sees time.
         similarity: of the reference and each other image; patch similarities get extrapolated patches.
         prior: Ref-Net; None: no first stage.
@@ -55,6 +61,8 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
         times_per_step: random images that they are dealt out to; 0: all.
         steps, scheme: of the integration, see `Flow`.
         time_scale: see `TimedVelocity`.
+        path: integrate along time.
+        closure_weight: of the mean squared distance to the identity after one period, in (100 mm)^2; of a path alone.
         pyramid_mm: smoothing of the images, one number a level, each for an equal share of the second stage.
         lr: peak learning rate of the second stage.
         warmup, cosine: its schedule (see `RegistrationMethod`).
@@ -80,6 +88,8 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
         steps: int | Literal["auto"] = "auto",
         scheme: Scheme = "rk4",
         time_scale: float = 0.05,
+        path: bool = False,
+        closure_weight: float = 0.0,
         pyramid_mm: Sequence[float] = (0.0,),
         lr: float = 1e-4,
         warmup: float = 0.0,
@@ -97,7 +107,13 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
             raise UserError("pyramid_mm: expected at least one level, [0] for the images as they are")
         if not 0 <= background <= 1:
             raise UserError(f"background: expected a share of the points in [0, 1], found {background}")
-        self.map = Flow(TimedVelocity(field, time, time_scale), steps, scheme)
+        if closure_weight and not path:
+            raise UserError("closure_weight: expected path true for it (only a path can fail to close), found false")
+        if path:
+            self.map = PathFlow(RunningVelocity(field, time, time_scale), steps, scheme)
+        else:
+            self.map = Flow(TimedVelocity(field, time, time_scale), steps, scheme)
+        self.closure_weight = closure_weight
         self.similarity, self.prior = similarity, prior
         self.regularizers = nn.ModuleDict(regularizers or {})
         self.velocity_regularizers = nn.ModuleDict(velocity_regularizers or {})
@@ -116,6 +132,12 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
     def velocity_penalties(self) -> Mapping[str, Regularizer]:
         """The regularizers of the velocity by name."""
         return {k: v for k, v in self.velocity_regularizers.items() if isinstance(v, Regularizer)}
+
+    @property
+    def cycle(self) -> PathFlow | None:
+        """The path, if this is one through times that repeat."""
+        found = self.flow
+        return found if isinstance(found, PathFlow) and found.velocity.time.period is not None else None
 
     # -- the sequence --------------------------------------------------------------------------------------------
 
@@ -171,6 +193,15 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
             self._volumes = (key, volumes)
         volumes = self._volumes[1]
         return Level(volumes[self.sequence.reference], volumes[index], float(smoothing))
+
+    def _sequence_metrics(self) -> dict[str, float]:
+        """Beside the landmarks: how far a path through a whole period ends from where it began, all over the grid."""
+        found = super()._sequence_metrics()
+        if self.cycle is not None:
+            with torch.no_grad():
+                mm = self.domain.unit_mm * self.cycle.closure(self.cycle.probes).norm(dim=-1)
+            found |= {"closure_mm/mean": float(mm.mean()), "closure_mm/max": float(mm.max())}
+        return found
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -236,6 +267,10 @@ class SpatioTemporalRegistration(INRMixin, RegularizerMixin, SequenceRegistratio
         if self.temporal is not None:
             mean["temporal"] = self._roughness(x[: max(1, round(self.temporal.fraction * len(x)))], self.temporal)
         weights = {"similarity": 1.0, "outside": self.overlap_weight}
+        if self.cycle is not None:
+            some = self.cycle.closure(x[: max(1, len(x) // len(self.clock))])  # as many as each time has
+            mean["closure"] = (self.domain.unit_mm / 100.0) ** 2 * some.square().sum(-1).mean()
+            weights["closure"] = self.closure_weight
         weights |= {k: r.weight for k, r in self.penalties.items()}
         weights |= {f"velocity/{k}": r.weight for k, r in self.velocity_penalties.items()}
         weights |= {"temporal": self.temporal.weight} if self.temporal is not None else {}
