@@ -1,25 +1,27 @@
 """One self-contained HTML page about a registration: pictures inline, no file beside it, no network."""
 
-import base64
-import html
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image  # matplotlib brings it: grey PNG, a quarter of the size of what matplotlib itself writes
 from torch import Tensor
 
+from medinr.figures.html import (
+    figure_png,
+    fill,
+    grey_png,
+    inline,
+    numbers,
+    plain,
+    text,
+    value_table,
+    warning_list,
+)
 from medinr.figures.maps import Scene, comparison_figure, deformation_figure
 from medinr.figures.panels import cutter
-from medinr.figures.planes import Array, Plane
+from medinr.figures.planes import Plane
 
-TEMPLATE = Path(__file__).with_name("report.html")
 SLICES = 9
 """At most so many cuts of a plane can be leafed through."""
 PIXELS = 320
@@ -67,20 +69,20 @@ def report_page(
     """
     lines = [*warnings, *doubts(metrics)]
     shown = {
-        "title": _text(f"Registration of {title}"),
-        "subtitle": _text(_subtitle(scene)),
-        "warnings": _warnings(lines),
+        "title": text(f"Registration of {title}"),
+        "subtitle": text(_subtitle(scene)),
+        "warnings": warning_list(lines),
         "summary": summary_table(metrics),
         "views": "\n".join(_view(scene, plane) for plane in scene.planes),
-        "comparison": _inline(figure_png(comparison_figure(scene))),
-        "deformation": _inline(figure_png(deformation_figure(scene))),
-        "deformation_note": _text(EXPLAINED),
-        "start_note": _text(start_in_words(start)),
-        "start": _text("\n".join("  ".join(f"{v:11.5f}" for v in row) for row in start.tolist())),
-        "settings": _table([(k, _value(v)) for k, v in (settings or {}).items()]),
-        "metrics": _table([(k, _value(v)) for k, v in metrics.items()]),
+        "comparison": inline(figure_png(comparison_figure(scene))),
+        "deformation": inline(figure_png(deformation_figure(scene))),
+        "deformation_note": text(EXPLAINED),
+        "start_note": text(start_in_words(start)),
+        "start": text("\n".join("  ".join(f"{v:11.5f}" for v in row) for row in start.tolist())),
+        "settings": value_table([(k, plain(v)) for k, v in (settings or {}).items()]),
+        "metrics": value_table([(k, plain(v)) for k, v in metrics.items()]),
     }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(shown)
+    return fill("report.html", **shown)
 
 
 def doubts(metrics: Metrics) -> list[str]:
@@ -122,22 +124,9 @@ def summary_table(metrics: Metrics) -> str:
     for name, unit, before, after in SUMMARY:
         if after in metrics:
             cells = [f"{metrics[k]:.4g}" if k in metrics else "" for k in (before, after)]
-            rows.append(f"<tr><td>{_text(name)}</td>{_numbers(*cells)}<td>{_text(unit)}</td></tr>")
+            rows.append(f"<tr><td>{text(name)}</td>{numbers(*cells)}<td>{text(unit)}</td></tr>")
     head = "<tr><th></th><th class=number>before</th><th class=number>registered</th><th></th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
-
-
-def figure_png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100)
-    return out.getvalue()
-
-
-def grey_png(picture: Array) -> bytes:
-    """Values [rows, columns] in [0, 1]."""
-    out = io.BytesIO()
-    Image.fromarray(np.round(255 * picture).astype(np.uint8)).save(out, format="png")
-    return out.getvalue()
 
 
 def slices_of(scene: Scene, plane: Plane) -> list[int]:
@@ -170,7 +159,7 @@ def _view(scene: Scene, plane: Plane) -> str:
             role = {"fixed": "under", "after": "over"}.get(name, "") if i == chosen else ""
             images.append(
                 f'<img alt="" class="{role}" data-image="{name}" data-slice="{i}" '
-                f'src="{_inline(grey_png(picture[::stride, ::stride]))}">'
+                f'src="{inline(grey_png(picture[::stride, ::stride]))}">'
             )
     across, up = ((scene.box[a].stop - scene.box[a].start) * scene.domain.spacing[a] for a in (plane.across, plane.up))
     sides = ("left:4px;top:45%", "right:4px;top:45%", "left:48%;bottom:2px", "left:48%;top:2px")
@@ -181,7 +170,7 @@ def _view(scene: Scene, plane: Plane) -> str:
             f'<div class="view" style="flex: {across:.4g} 1 0">',
             f'<div class="stack" style="aspect-ratio: {across:.4g} / {up:.4g}">{"".join(images)}{letters}</div>',
             several if len(at) > 1 else "",
-            f'<div class="where" data-at="{_text(";".join(places))}">{_text(places[chosen])}</div></div>',
+            f'<div class="where" data-at="{text(";".join(places))}">{text(places[chosen])}</div></div>',
         )
     )
 
@@ -189,31 +178,3 @@ def _view(scene: Scene, plane: Plane) -> str:
 def _subtitle(scene: Scene) -> str:
     shape = " × ".join(map(str, scene.domain.shape))
     return f"fixed grid {shape} voxels of {' × '.join(f'{s:.3g}' for s in scene.domain.spacing)} mm (axes R, A, S)"
-
-
-def _warnings(lines: Sequence[str]) -> str:
-    if not lines:
-        return '<p class="fine">No warnings.</p>'
-    return f'<ul class="warnings">{"".join(f"<li>{_text(line)}</li>" for line in lines)}</ul>'
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return f"<table>{''.join(f'<tr><td>{_text(k)}</td>{_numbers(v)}</tr>' for k, v in rows)}</table>"
-
-
-def _numbers(*cells: str) -> str:
-    return "".join(f'<td class="number">{_text(c)}</td>' for c in cells)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, str) else json.dumps(value, default=str)
-    return str(value) if isinstance(value, int) else f"{value:.5g}"
-
-
-def _inline(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
