@@ -10,6 +10,7 @@ itself. Series:
 
 - ``popi_a``: POPI model, every other phase held out (T10, T30, ... T90), reference T60.
 - ``popi_b``: trained on T10, T60 and one phase of each limb (T30, T80).
+- ``popi``: nothing held out; for ``--fields``.
 - ``phantom_a``, ``phantom_b``: the same of the thorax phantom (case 1 at 96 voxels, reference T00; b is trained on T00,
   T20, T50 and T80), with the mean TRE of its 75 landmarks at all times, held out or not (prediction ``transform``).
 
@@ -59,6 +60,7 @@ MARGIN_MM = 10.0
 SERIES = {
     "popi_a": ("popi", 60, [10, 30, 50, 70, 90], 10),
     "popi_b": ("popi", 60, [0, 20, 40, 50, 70, 90], 10),
+    "popi": ("popi", 60, [], 10),
     "phantom_a": ("phantom", 0, [10, 30, 50, 70, 90], 50),
     "phantom_b": ("phantom", 0, [10, 30, 40, 60, 70, 90], 50),
 }
@@ -186,7 +188,7 @@ def field_rows(method: Any, sequence: Sequence, work: Path, phantom: bool) -> li
 
 def extreme_rows(sequence: Sequence, other: int) -> list[Row]:
     """Intensities between the two extremes alone, on either limb; none where an extreme is held out itself."""
-    if sequence.index(other) in sequence.held_out:
+    if not sequence.held_out or sequence.index(other) in sequence.held_out:
         return []
     ends = sorted((sequence.index(other), sequence.reference))
     times, images = [sequence.times[i] for i in ends], [sequence.images[i].data for i in ends]
@@ -287,7 +289,7 @@ def main() -> None:
                 method, seconds = fitted(options, given.config, seed, given.steps, given.work / "runs")
             else:
                 method, seconds = load_method(given.fitted), None
-            rows = held_out_scores(method, sequence, regions)
+            rows = held_out_scores(method, sequence, regions) if sequence.held_out else []
             phantom = series.startswith("phantom")
             rows += landmark_rows(method, given.work) if phantom else []
             rows += field_rows(method, sequence, given.work, phantom) if given.fields and seed == 0 else []
