@@ -1,5 +1,6 @@
 """Callbacks and loggers that every run has: its folder, its checkpoints, its progress bar, its results."""
 
+from medinr.callbacks.artifacts import Artifacts
 from medinr.callbacks.cases import CaseTable
 from medinr.callbacks.checkpoints import ConfigInCheckpoint, LastCheckpoint, RandomStates
 from medinr.callbacks.folding import FoldingBound
@@ -10,6 +11,7 @@ from medinr.callbacks.results import Preview, ResultWriter
 from medinr.callbacks.stages import EndStages
 
 __all__ = [
+    "Artifacts",
     "BestState",
     "CaseTable",
     "ConfigInCheckpoint",

@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from medinr.callbacks.logs import log_rows
 from medinr.io import write_text
 from medinr.results import write_metrics
 
@@ -16,7 +17,7 @@ from medinr.results import write_metrics
 class CaseTable(Callback):
     """Writes what a test step gives as ``{"row": {"case": name, metric: value, ...}}``: cases.csv and metrics.json.
 
-    The metrics are the means over the cases that have them. Rank zero, at the end of the test.
+    The metrics are the means over the cases that have them; W&B gets the table. Rank zero, at the end of the test.
 
     Args:
         out: folder of the results.
@@ -50,3 +51,4 @@ class CaseTable(Callback):
             values = [row[name] for row in self.rows if isinstance(row.get(name), float)]
             means |= {name: sum(values) / len(values)} if values else {}
         write_metrics(self.out / "metrics.json", {"case": f"mean of {len(self.rows)}", **means})
+        log_rows(trainer, "cases", self.rows)

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 PROJECT = "medinr"
+STAGED = "WANDB_DATA_DIR"
+"""Names the folder in which W&B keeps tables and artifacts until they are sent."""
 
 
 class MetricsFile(CSVLogger):
@@ -73,18 +75,25 @@ def _in_netrc(host: str) -> bool:
     return False
 
 
+def staged(run: Path) -> Path:
+    """Where tables wait for being sent: in the run's own folder, as a home folder may be full, or gone by then."""
+    return run.absolute() / "wandb"
+
+
 def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) -> WandbLogger:
     """A W&B run named ``experiment/time`` (with the subcommand, if it is not the fit), files in the run folder.
 
-    All that is done in one run folder shares a group. The resolved configuration becomes the run's config.
+    All that is done in one run folder shares a group. The resolved configuration becomes the run's config. `STAGED` is
+    set, if the user has not set it; who ends the run takes it back.
     """
     import wandb
 
     name = f"{run.parent.name}/{run.name}"
+    os.environ.setdefault(STAGED, str(staged(run)))
     logger = WandbLogger(
         name=name if job == "fit" else f"{name}/{job}",
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        save_dir=run,
+        save_dir=run.absolute(),  # W&B's process, which outlives a run, has a working directory of its own
         offline=offline,
         group=name,
         job_type=job,
@@ -95,6 +104,14 @@ def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) 
     # Lightning hands on a setting that W&B dropped, and W&B complains of it on every start.
     logger._wandb_init.pop("anonymous", None)
     return logger
+
+
+def log_rows(trainer: lightning.Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send a table to W&B, if it is there: the columns of all rows; a cell that a row has not got stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for logger in trainer.loggers:
+        if rows and isinstance(logger, WandbLogger):
+            logger.log_table(key=key, columns=columns, data=[[row.get(name) for name in columns] for row in rows])
 
 
 class KeepFiles(Callback):

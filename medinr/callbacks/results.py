@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from medinr.callbacks.logs import log_rows
 from medinr.data.pair import Pair
 from medinr.fields import Transform
 from medinr.io import write_text
@@ -115,6 +116,7 @@ class ResultWriter(Callback):
         self.metrics: dict[str, float] = {}
         self.files: list[Path] = []
         self._cases: list[dict[str, float]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def _folder(self, pair: Pair, batches: Sequence[int | float]) -> Path:
         return self.out if sum(batches) == 1 else self.out / pair.name
@@ -130,10 +132,14 @@ class ResultWriter(Callback):
     def _take(self, trainer: lightning.Trainer, evaluation: Evaluation, pair: Pair) -> None:
         self.metrics = evaluation.metrics
         self._cases.append(evaluation.metrics)
-        columns, row = ["case", *self.metrics], [pair.name, *self.metrics.values()]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table(key="cases", columns=columns, data=[row])
+        self._rows.append({"case": pair.name, **evaluation.metrics})
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            log_rows(trainer, "cases", self._rows)
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.on_test_end(trainer, pl_module)
 
     def on_test_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,

@@ -81,6 +81,15 @@ def read_config(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, without ``init_args``, and their values: ``{"model.field": "SIREN", "model.field.hidden": [9]}``."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def newest_run(
     root: Path, experiment: str, data: Mapping[str, Any] | None = None, unfinished: bool = False
 ) -> Path | None:

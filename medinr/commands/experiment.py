@@ -23,6 +23,7 @@ import medinr
 import medinr.losses
 import medinr.methods
 from medinr.callbacks import (
+    Artifacts,
     CaseTable,
     ConfigInCheckpoint,
     Costs,
@@ -36,7 +37,7 @@ from medinr.callbacks import (
     runs,
 )
 from medinr.callbacks.checkpoints import check_checkpoint, check_fits, check_grid
-from medinr.callbacks.logs import wandb_logger, why_offline
+from medinr.callbacks.logs import STAGED, staged, wandb_logger, why_offline
 from medinr.commands import help_formatter
 from medinr.commands.checks import check_writable
 from medinr.commands.messages import explain, one_line
@@ -52,6 +53,7 @@ OWN_KEYS = (
     "experiment",
     "runs",
     "wandb",
+    "artifacts",
     "checkpoint_steps",
     "out",
     "report",
@@ -153,6 +155,9 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="folder that holds all run folders")
         parser.add_argument("--wandb", type=bool, default=True, help="log to Weights & Biases, offline where need be")
         parser.add_argument(
+            "--artifacts", type=bool, default=False, help="also send checkpoint and fields to Weights & Biases"
+        )
+        parser.add_argument(
             "--checkpoint_steps", type=int | None, default=None, help="keep the state also after every so many steps"
         )
         parser.add_argument("--out", type=str | None, default=None, help="folder for test's and predict's results")
@@ -209,6 +214,10 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"--out: {self.command} writes into its run folder; it belongs to test and predict")
         if self.value("out"):
             check_writable(self.value("out"))
+        if self.value("artifacts") and not (self.value("wandb") or given.get("logger")):
+            raise UserError(
+                "--artifacts: expected Weights & Biases to be on, found --wandb false; leave out one of them"
+            )
         times_of_run(self.command, self.value("times"), self.model, self.datamodule)  # refuses before the work
         if any(isinstance(c, ModelCheckpoint) and c.save_last for c in _as_list(given.get("callbacks"))):
             raise UserError("trainer.callbacks: expected no save_last, last.ckpt is always kept; leave save_last out")
@@ -301,19 +310,12 @@ class ExperimentCLI(LightningCLI):
             if given.get("enable_checkpointing") is not False:
                 found.append(LastCheckpoint(self.place.run, self.value("checkpoint_steps")))
         elif self.command in ("test", "predict"):
-            settings = {"experiment": self.experiment, **flat({k: config[k] for k in ("model", "data")})}
+            settings = {"experiment": self.experiment, **runs.flat({k: config[k] for k in ("model", "data")})}
             found.append(ResultWriter(self.place.results, bool(self.value("report")), settings))
             found.append(CaseTable(self.place.results))
+        if self.value("artifacts"):  # after what writes the results
+            found.append(Artifacts(self.place.run))
         return found
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, without ``init_args``, and their values: ``{"model.field": "SIREN", "model.field.hidden": [9]}``."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")
-        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def several_processes(trainer: Mapping[str, Any]) -> bool:
@@ -370,7 +372,7 @@ def main(command: str, args: list[str]) -> int:
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(str(error))}") from error
     finally:
-        _finish_tracking()
+        _finish_tracking(place.run)
         place.discard()
         os.environ.pop("MEDINR_RUN", None)
     if cli.trainer.is_global_zero:
@@ -384,7 +386,9 @@ def main(command: str, args: list[str]) -> int:
     return 0
 
 
-def _finish_tracking() -> None:
+def _finish_tracking(run: Path) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+    if os.environ.get(STAGED) == str(staged(run)):
+        del os.environ[STAGED]

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,28 @@ def test_an_evaluation_tracks_a_table_and_a_picture(run: Run, folder: Path) -> N
     assert list((tracked / "files" / "media" / "images").glob("registration_*.png"))
 
 
-def read_wandb(path: Path) -> list[Any]:
-    """All records of an offline run: a LevelDB log (blocks of 32 KiB; checksum, length and kind before each piece)."""
+def read_wandb(path: Path, seconds: float = 30) -> list[Any]:
+    """All records of an offline run that has ended; W&B's own process may write the last ones a moment later."""
+    end = time.monotonic() + seconds
+    records = parse_wandb(path.read_bytes())
+    while not any(r.HasField("exit") for r in records) and time.monotonic() < end:
+        time.sleep(0.05)
+        records = parse_wandb(path.read_bytes())
+    return records
+
+
+def parse_wandb(data: bytes) -> list[Any]:
+    """Records of a LevelDB log (blocks of 32 KiB; checksum, length and kind before each piece)."""
     from wandb.proto import wandb_internal_pb2
 
-    data, position, piece, records = path.read_bytes(), 7, b"", []
+    position, piece, records = 7, b"", []
     while position + 7 <= len(data):
         if 32768 - position % 32768 < 7:  # no piece begins in the last bytes of a block
             position += 32768 - position % 32768
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # being written
+            break
         piece += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last of several
