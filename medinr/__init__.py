@@ -3,13 +3,14 @@
 import importlib
 from typing import Any
 
-__all__ = ["Result", "adapt", "apply", "atlas", "evaluate", "register", "sequence"]
+__all__ = ["Result", "adapt", "apply", "atlas", "cohort", "evaluate", "register", "sequence"]
 
 _LAZY = {
     "register": "medinr.commands.register",
     "Result": "medinr.commands.register",
     "apply": "medinr.commands.apply",
     "evaluate": "medinr.commands.evaluate",
+    "cohort": "medinr.commands.cohort",
     "sequence": "medinr.commands.sequence",
     "atlas": "medinr.commands.atlas",
     "adapt": "medinr.commands.adapt",

@@ -24,6 +24,7 @@ COMMANDS = {
     "atlas": "write a fitted atlas at any ages: volumes, tissues, pictures, curves",
     "generate": "generate the atlas of requested conditions by a trained diffusion model",
     "adapt": "fit an atlas to one new subject: segmentation, reconstruction, estimated age, latents",
+    "cohort": "fit many cases with many seeds, here, on SLURM or on Ray, into one table",
     "evaluate": "measure displacement fields of several cases, in mm and as Learn2Reg does",
     "phantom": "write a synthetic data set with known truth",
     "check": "say what is found under a data folder, and what is wrong with it",
@@ -41,7 +42,6 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [
         "medinr: implicit neural representations for medical image registration",
-        "",
         "usage: medinr COMMAND [ARGUMENTS]      medinr COMMAND --help for its arguments",
         "",
         *(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()),
