@@ -48,7 +48,6 @@ def overview() -> str:
         "",
         "examples:",
         *(f"  {line}" for line in EXAMPLES.splitlines()),
-        "",
         "MEDINR_DEBUG=1 shows tracebacks and the libraries' warnings.",
     ]
     return "\n".join(lines)
