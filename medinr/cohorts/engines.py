@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medinr.callbacks.runs import load_yaml
 from medinr.cohorts.launchers import shared_threads
 from medinr.cohorts.worker import LONGEST, Work
 from medinr.errors import UserError
@@ -30,6 +29,13 @@ def require(package: str, launcher: str) -> Any:
         raise UserError(
             f"--launcher {launcher}: expected the package {package}, found: {error}; pip install 'medinr[cluster]'"
         ) from None
+
+
+def plain_values(options: Mapping[str, str]) -> dict[str, Any]:
+    """``{"mem_gb": "16"}`` -> {"mem_gb": 16}: read as the values in a YAML file are."""
+    from jsonargparse import get_loader  # not at the head: a job imports this file for its `Task` alone
+
+    return {key: get_loader("yaml")(value) for key, value in options.items()}
 
 
 def _one_line(error: BaseException) -> str:
@@ -115,7 +121,7 @@ class SubmititLauncher:
 
     def __init__(self, workers: int, threads: int | None, options: Mapping[str, str], out: Path, title: str) -> None:
         submitit = require("submitit", "slurm")
-        given = {key: load_yaml(value) for key, value in options.items()}
+        given = plain_values(options)
         cluster = given.pop("cluster", "slurm")
         if cluster not in CLUSTERS:
             raise UserError(f"--option cluster: expected one of {', '.join(CLUSTERS)}, got {cluster}")
@@ -186,7 +192,7 @@ class RayLauncher:
 
     def __init__(self, workers: int, threads: int | None, options: Mapping[str, str]) -> None:
         self.ray = ray = require("ray", "ray")
-        given = {key: load_yaml(value) for key, value in options.items()}
+        given = plain_values(options)
         address = str(given.pop("address", None) or os.environ.get("RAY_ADDRESS") or "auto")
         alone = {"include_dashboard": False} if address == "local" else {}
         try:
