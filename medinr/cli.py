@@ -26,6 +26,7 @@ COMMANDS = {
     "adapt": "fit an atlas to one new subject: segmentation, reconstruction, estimated age, latents",
     "cohort": "fit many cases with many seeds, here, on SLURM or on Ray, into one table",
     "evaluate": "measure displacement fields of several cases, in mm and as Learn2Reg does",
+    "dashboard": "show the runs of experiments: a page, and a workspace in Weights & Biases",
     "phantom": "write a synthetic data set with known truth",
     "check": "say what is found under a data folder, and what is wrong with it",
 }

@@ -1,6 +1,6 @@
 """Pictures of registrations and of fits; drawn without a window and without touching pyplot's state."""
 
-from medinr.figures.curves import curve_figure, loss_figure
+from medinr.figures.curves import curve_figure, loss_figure, overlay_figure, spread_figure
 from medinr.figures.files import new_figure, save_figure
 from medinr.figures.maps import Scene, comparison_figure, deformation_figure, scene_of
 from medinr.figures.page import report_page
@@ -15,9 +15,11 @@ __all__ = [
     "loss_figure",
     "motion_figure",
     "new_figure",
+    "overlay_figure",
     "registration_figure",
     "report_page",
     "save_animation",
     "save_figure",
     "scene_of",
+    "spread_figure",
 ]

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from medinr.figures.files import new_figure
 
+Curve = tuple[Sequence[float], Sequence[float]]
+"""Steps, and the values there."""
 LABELS = {
     "tre": "TRE [mm]",
     "dice": "Dice",
@@ -91,6 +94,70 @@ def loss_figure(
         _scale(ax, ys)
         ax.set_title(name, fontsize=12)
         ax.set_xlabel("step", fontsize=11)
+    _title(figure, title)
+    return figure
+
+
+def overlay_figure(panels: Mapping[str, Mapping[str, Curve]], colours: Sequence[str], title: str = "") -> Figure:
+    """One panel a quantity, in each the curve of every run that logged it, against the step.
+
+    Args:
+        panels: name of the quantity -> name of the run -> its steps and values.
+        colours: names; runs whose name begins with the same one share a colour, and the legend has these.
+        title: one line above the figure.
+    """
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = new_figure(4.5 * columns + 0.5, 1.0 + 2.9 * rows)
+    shown: dict[str, Line2D] = {}
+    many = len({run for curves in panels.values() for run in curves}) > len(colours)
+    axes = _grid_of_axes(figure, len(panels), columns, rows)
+    for ax, (name, curves) in zip(axes, panels.items(), strict=True):
+        for run, (steps, values) in curves.items():
+            i = max((i for i, c in enumerate(colours) if run.startswith(c)), key=lambda i: len(colours[i]), default=0)
+            width = len(values) // 50
+            alpha, style = (0.6 if many else 1.0), "-" if len(values) > 12 else "o-"
+            colour = _COLOURS[i % len(_COLOURS)]
+            if width > 1:
+                ax.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
+            smooth = _running_mean(np.asarray(values, dtype=float), width) if width > 1 else values
+            [line] = ax.plot(steps, smooth, style, color=colour, linewidth=1.5, markersize=3.5, alpha=alpha)
+            shown.setdefault(colours[i], line)
+        _scale(ax, np.concatenate([np.asarray(values, dtype=float) for _, values in curves.values()] or [np.zeros(0)]))
+        ax.set_title(name, fontsize=12)
+        ax.set_xlabel("step", fontsize=11)
+    if len(colours) > 1 and shown:
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", fontsize=10, frameon=False,
+                      ncols=max(1, 3 * columns // 4))  # fmt: skip
+    _title(figure, title)
+    return figure
+
+
+def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> Figure:
+    """One panel a quantity: for each group the values as points, their quartiles and median as a box.
+
+    Args:
+        panels: name of the quantity -> name of the group -> one value a case and run.
+        title: one line above the figure.
+    """
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = new_figure(4.5 * columns + 0.5, 0.9 + rows * (1.5 + 0.35 * len(names)))
+    random = np.random.default_rng(0)  # only so that equal values do not hide each other
+    for i, (ax, (name, groups)) in enumerate(
+        zip(_grid_of_axes(figure, len(panels), columns, rows), panels.items(), strict=True)
+    ):
+        for k, group in enumerate(names):
+            values = np.asarray(groups.get(group, ()), dtype=float)
+            if len(values) > 1:
+                ax.boxplot(values, positions=[k], orientation="horizontal", widths=0.55, showfliers=False,
+                           medianprops={"color": "black"}, boxprops={"color": "#888888"})  # fmt: skip
+            ax.plot(values, k + random.uniform(-0.15, 0.15, len(values)), "o", markersize=4, alpha=0.7,
+                    color=_COLOURS[k % len(_COLOURS)], clip_on=False)  # fmt: skip
+        ax.set_yticks(range(len(names)), names if i % columns == 0 else [""] * len(names), fontsize=10)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.set_title(name, fontsize=12)
     _title(figure, title)
     return figure
 

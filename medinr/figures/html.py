@@ -37,9 +37,9 @@ def grey_png(picture: Array) -> bytes:
     return out.getvalue()
 
 
-def inline(png: bytes) -> str:
-    """A PNG as the address of an image."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def inline(image: bytes, form: str = "png") -> str:
+    """A PNG, or another form, as the address of an image."""
+    return f"data:image/{form};base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def value_table(rows: Sequence[tuple[str, str]]) -> str:
