@@ -147,6 +147,7 @@ def cohort(
     summary, changed = write_tables(place, fits, title, limits)
     if tracked and changed:
         asked = {"cases": chosen, "seeds": given, "settings": axes, "overrides": list(overrides), "fail_above": limits}
+        asked["experiment"] = configs[-1].stem  # by which `medinr dashboard` finds it
         log_cohort(place, f"cohort/{place.name}", asked, summary)
     return CohortResult(place, outcome.done, outcome.failed, summary)
 
