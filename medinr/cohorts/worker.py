@@ -179,9 +179,14 @@ class Work:
             yield
             return
         before = {number: signal.signal(number, lambda n, _: self.stop(n)) for number in STOPPING}
+        blocked = None
+        if hasattr(signal, "pthread_sigmask"):  # Ray blocks SIGINT in its workers, and a fit would inherit it
+            blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         try:
             yield
         finally:
+            if blocked is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in before.items():
                 signal.signal(number, handler)
 

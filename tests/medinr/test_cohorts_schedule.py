@@ -248,6 +248,21 @@ def test_signals_that_announce_the_end_of_a_job_do_not_end_the_fit(make: Callabl
     assert is_done(folder) and read_state(folder)["failures"] == 0 and claims.count(folder) == 1
 
 
+def test_a_fit_hears_signals_that_are_blocked_here(make: Callable[..., dict[str, Path]]) -> None:
+    [folder] = make(1, "--data.steps=60").values()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in a worker of Ray
+    try:
+        work = Work(folder)
+        stopper = threading.Thread(target=lambda: (wait(started_steps(folder, 2)), work.stop(signal.SIGINT)))
+        stopper.start()
+        assert work.run() == "stopped"
+        stopper.join()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= {signal.SIGINT}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert len(steps_of(folder)) < 60 and claims.holder(folder) is None
+
+
 # -- claims ----------------------------------------------------------------------------------------------------------
 
 
