@@ -38,7 +38,9 @@ class Schedule:
         self.folders, self.launcher, self.tell = dict(folders), launcher, tell
         self.outcome = Outcome([name for name, folder in self.folders.items() if is_done(folder)])
         left = [name for name in self.folders if name not in self.outcome.done]
-        self._elsewhere = {name for name in left if claims.holder(self.folders[name]) is not None}
+        self._elsewhere: dict[str, bool] = {}  # name -> whether its worker is on this machine
+        for name in left:
+            self._is_elsewhere(name)
         self._open = deque(name for name in left if name not in self._elsewhere)
         self._looked = 0.0
         self._running: dict[str, tuple[Handle, int]] = {}
@@ -74,13 +76,11 @@ class Schedule:
         capacity = self.launcher.capacity
         if capacity is not None:
             # Workers that outlived a killed scheduler count where they share this machine.
-            capacity -= len(self._running) + (len(self._elsewhere) if self.launcher.local else 0)
+            capacity -= len(self._running) + (sum(self._elsewhere.values()) if self.launcher.local else 0)
         chosen: list[str] = []
         while self._open and (capacity is None or len(chosen) < capacity):
             name = self._open.popleft()
-            if claims.holder(self.folders[name]) is not None:
-                self._elsewhere.add(name)
-            else:
+            if not self._is_elsewhere(name):
                 chosen.append(name)
         if not chosen:
             return
@@ -99,7 +99,9 @@ class Schedule:
                 if state["failures"] > failures:
                     self._failed(name, state["error"])
                 elif (claim := claims.take(folder)) is None:
-                    self._elsewhere.add(name)  # another scheduler was quicker, or the fit outlived its worker
+                    # Another scheduler was quicker, or the fit outlived its worker.
+                    if not self._is_elsewhere(name):
+                        self._open.appendleft(name)
                 else:
                     write_state(folder, "failed", 0.0, handle.reason())
                     claim.release()
@@ -112,9 +114,16 @@ class Schedule:
         self._looked = time.monotonic()
         for name in sorted(self._elsewhere):
             if claims.holder(self.folders[name]) is None:
-                self._elsewhere.remove(name)
+                del self._elsewhere[name]
                 if not self._is_done(name):
                     self._open.appendleft(name)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a worker that is not this call's has the fit; if so it is waited for."""
+        holder = claims.holder(self.folders[name])
+        if holder is not None:
+            self._elsewhere[name] = holder.get("host") == claims.machine()["host"]
+        return holder is not None
 
     def _is_done(self, name: str) -> bool:
         state = read_state(self.folders[name])
