@@ -15,10 +15,10 @@ export OMP_NUM_THREADS := $(THREADS)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type bench wheel clean
+.PHONY: help install demo test lint format type bench bench-short wheel wheel-check clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv with medinr, editable, and the tested releases of what it needs
 
@@ -55,8 +55,18 @@ type: $(STAMP) ## mypy --strict
 bench: $(STAMP) ## the benchmarks: times, memory, noise (ARGS="--short --out bench.jsonl")
 	$(BIN)/python -m tests.benchmarks.run --threads $(THREADS) $(ARGS)
 
+bench-short: $(STAMP) ## the benchmarks in a short mode: that they run, not what they measure
+	$(BIN)/python -m tests.benchmarks.run --threads $(THREADS) --short --repeats 1 --points 1000 $(ARGS)
+
 wheel: $(STAMP) ## build dist/medinr-*.whl
 	$(BIN)/python -m build --wheel --outdir dist
+
+wheel-check: $(STAMP) ## build the wheel, install it in a fresh environment, and register a phantom with it
+	rm -rf build/wheel-check
+	$(BIN)/python -m build --wheel --outdir build/wheel-check
+	$(PYTHON) -m venv build/wheel-check/venv
+	build/wheel-check/venv/bin/python -m pip install --quiet --disable-pip-version-check build/wheel-check/*.whl -c constraints.txt
+	sh tests/wheel_check.sh build/wheel-check/venv build/wheel-check/work
 
 clean: ## remove builds, caches and the demo's output; keeps .venv
 	rm -rf build dist $(DEMO) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
