@@ -5,8 +5,8 @@
 
 `medinr cohort` with the network of idir_dirlab_best.yaml, 60 steps on 5 phantom cases of 48 voxels, 3 seeds: 15 fits
 with one thread each. ``one`` and ``two`` are the wall and processor seconds of the whole command with so many workers,
-start of Python included. ``killed`` runs with two: when the first fit has a checkpoint, its worker and itself are killed
-(SIGKILL), after four fits the scheduler, and the command is called again (its seconds are those of the second call). All
+start of Python included. ``killed`` runs with two: when the first fit has a checkpoint, it and its worker are killed
+(SIGKILL), after four fits the scheduler, and the command is called again; its seconds are those of the second call. All
 three must end with the same numbers: ``difference`` is the largest one of any metric of any fit to those of ``one``,
 ``repeated`` counts steps that stand twice in a metrics.csv, ``begun`` the claims beyond one a fit. The machine must be
 quiet.
