@@ -11,13 +11,17 @@ import numpy as np
 from medinr import figures
 from medinr.callbacks import runs
 from medinr.dashboard.records import Record, differing, groups, numbers
-from medinr.dashboard.specification import HEADLINES
+from medinr.dashboard.specification import HEADLINES, is_term, others
 from medinr.figures import overview
 
 MOST_PICTURES = 60
 """Of all runs together; above that each run shows its newest only."""
 Names = Mapping[Path, str]
 """What runs are called, by their folders."""
+DISTINCT = 6
+"""So many curves of one panel can be told apart by their colours."""
+LONG = 25
+"""A table of settings with more rows is folded away: experiments, and not settings, differ."""
 COST = {"costs/seconds": "seconds", "costs/memory_mb": "MB"}
 EVALUATED = "Means over the cases that `medinr test` or `medinr predict` has evaluated on the whole grid."
 LOOKED = "Not evaluated: what the fit logged last, on a thinned grid."
@@ -32,15 +36,19 @@ def page(records: Sequence[Record], title: str) -> str:
     """
     names = labels(records)
     found = groups(records)
-    curves = {r.folder: f"{group}: {names[r.folder]}" for group, some in found.items() for r in some}
+    curves, colours = names, list(names.values())
+    if len(records) > DISTINCT:  # few runs have a colour each, many the one of their group
+        curves = {r.folder: f"{group}: {names[r.folder]}" for group, some in found.items() for r in some}
+        colours = list(found)
+    further = {name: name for name in others(records)}
     body = [
         overview.section("Runs", overview.table(run_table(records, names)), note=_how(records)),
         overview.section("Comparison", _spread(found), overview.table(group_table(found)), note=COMPARED),
-        overview.section("Curves", _curves(records, curves, found, HEADLINES)),
+        overview.section("Curves", _curves(records, curves, colours, HEADLINES | further)),
         overview.section("Cases", overview.table(case_table(records, names))),
         overview.section("Alpha", *_alpha(records, names), note=SEARCHED),
         overview.section("Images", overview.gallery(_pictures(records, names))),
-        overview.section("Loss", _curves(records, curves, found, _terms(records))),
+        overview.section("Loss", _curves(records, curves, colours, _terms(records))),
         overview.section("Settings", *_settings(records, names)),
     ]
     cases = {str(row.get("case")) for r in records for row in r.cases}
@@ -90,7 +98,7 @@ def doubts(records: Sequence[Record]) -> list[str]:
     folded = [r.name for r in records if r.metrics.get("folding/percent", 0) > 0]
     if folded:
         found.append(f"Voxels fold (det J ≤ 0): {_some(folded)}.")
-    if not any(r.metrics.keys() & {"tre/mean", "dsc/mean"} for r in records):
+    if not any(word in name for r in records for name in r.metrics for word in ("tre/", "dsc/", "dice", "error_mm")):
         found.append("Nothing here measures the error: no run had landmarks or labels.")
     return found
 
@@ -171,24 +179,15 @@ def _spread(found: Mapping[str, Sequence[Record]]) -> str:
 def _terms(records: Sequence[Record]) -> dict[str, str]:
     """The loss, its weighted terms and the raw penalties."""
     logged = sorted({name for r in records for name in r.history})
-    return {n: n for n in ("loss", *(n for n in logged if n.startswith(("loss/", "raw/")) or "/loss/" in n))}
+    return {n: n for n in ("loss", *(n for n in logged if is_term(n)))}
 
 
-def _curves(
-    records: Sequence[Record],
-    curves: Names,
-    found: Mapping[str, Sequence[Record]],
-    metrics: Mapping[str, str],
-) -> str:
+def _curves(records: Sequence[Record], curves: Names, colours: Sequence[str], metrics: Mapping[str, str]) -> str:
     panels = {
         title: {curves[r.folder]: r.history[m] for r in records if m in r.history} for m, title in metrics.items()
     }
     panels = {title: lines for title, lines in panels.items() if lines}
-    if not panels:
-        return ""
-    # Few runs have a colour each, many the one of their group.
-    colours = [curves[r.folder] for r in records] if len(records) <= 6 else list(found)
-    return overview.drawing(figures.overlay_figure(panels, colours), "curves of the fit")
+    return overview.drawing(figures.overlay_figure(panels, colours), "curves of the fit") if panels else ""
 
 
 def _alpha(records: Sequence[Record], names: Names) -> list[str]:
@@ -218,14 +217,19 @@ def _settings(records: Sequence[Record], names: Names) -> list[str]:
     """What differs between the runs as a table; the whole configuration of the first of each group folded away."""
     varied = differing(records)
     if len(records) <= 8:
-        rows = [[key, *map(str, values)] for key, values in varied.items()]
+        rows = [[key, *map(_setting, values)] for key, values in varied.items()]
         told = overview.table((["setting", *(names[r.folder] for r in records)], rows, 1 + len(records)))
     else:
-        rows = [[names[r.folder], *(str(v[i]) for v in varied.values())] for i, r in enumerate(records)]
+        rows = [[names[r.folder], *(_setting(v[i]) for v in varied.values())] for i, r in enumerate(records)]
         told = overview.table((["run", *varied], rows if varied else [], 1 + len(varied)))
     whole = []
     for group, some in groups(records).items():
         settings = runs.flat({k: v for k, v in some[0].config.items() if k in ("model", "data", "trainer")})
         given = {k: str(v) for k, v in settings.items() if v is not None}
-        whole.append(overview.values(given, f"Configuration of {group}"))
-    return [told, *whole]
+        if given:
+            whole.append(overview.folded(f"Configuration of {group}", overview.values(given)))
+    return [overview.folded("What differs", told) if told and len(varied) > LONG else told, *whole]
+
+
+def _setting(value: Any) -> str:
+    return "" if value is None else str(value)

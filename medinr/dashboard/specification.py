@@ -49,10 +49,11 @@ def specification(
     """
     logged = {name for r in records for name in (*r.history, *r.metrics)}
     accuracy = [name for name in HEADLINES if name in logged or not records]
-    losses = sorted(n for n in logged if n.startswith(("loss/", "raw/")) or "/loss/" in n or "/raw/" in n)
+    losses = sorted(name for name in logged if is_term(name))
     tables = {name for r in records for name in r.tables} | ({"alpha_search"} if alpha else set())
     sections = [
         _section("Accuracy", [_line(HEADLINES[name], [name]) for name in accuracy]),
+        _section("Further metrics", [_line(name, [name]) for name in others(records)]),
         _section("Images", [{"kind": "images", "keys": _keys(records, "alpha_search" in tables)}]),
         _section("Cases", [{"kind": "table", "key": "cases"}]),
         _section("Alpha", _alpha(records) if "alpha_search" in tables else []),
@@ -70,6 +71,18 @@ def specification(
         "experiments": list(experiments),
         "sections": [section for section in sections if section["panels"]],
     }
+
+
+def is_term(name: str) -> bool:
+    """Whether a metric is a term of a loss, or a raw penalty; a method of two directions puts a word before it."""
+    return "loss" in name.split("/")[:-1] or "raw" in name.split("/")[:-1]
+
+
+def others(records: Sequence[Record]) -> list[str]:
+    """What fits logged besides the headlines and their details: the measures of atlases and generators, for one."""
+    known = {name.split("/")[0] for name in HEADLINES} | {"loss", "costs", "displacement", "start", "overlap", "step"}
+    logged = sorted({name for r in records for name in r.history})
+    return [name for name in logged if name.split("/")[0] not in known and not is_term(name)][:12]
 
 
 def _section(name: str, panels: Iterable[Panel]) -> dict[str, Any]:

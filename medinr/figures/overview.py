@@ -41,12 +41,14 @@ def table(content: Table) -> str:
     return head_table(head, rows, words) if rows else ""
 
 
-def values(rows: Mapping[str, str], summary: str = "") -> str:
-    """Names and values; folded away under a summary, where there is one."""
-    if not rows:
-        return ""
-    found = value_table(list(rows.items()))
-    return f"<details><summary>{text(summary)}</summary>{found}</details>" if summary else found
+def folded(summary: str, content: str) -> str:
+    """What is shown when its summary is clicked."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+
+
+def values(rows: Mapping[str, str]) -> str:
+    """Names and values."""
+    return value_table(list(rows.items())) if rows else ""
 
 
 def drawing(figure: Figure, alt: str) -> str:

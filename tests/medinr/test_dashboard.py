@@ -195,6 +195,21 @@ def test_a_specification_shows_what_was_logged(cohort: Path, tmp_path: Path) -> 
     assert read_specification(tmp_path / "w.json") == everything
 
 
+def test_what_a_method_alone_measures_is_shown_too(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "diffdef" / "20260101-000000", "diffdef")
+    (folder / "metrics.csv").write_text(
+        "step,val/dice,tre/p95,ahead/raw/bending,costs/seconds,overlap\n1,0.5,3,1e-3,2,1\n9,0.6,2,1e-3,3,1\n"
+    )
+    (folder / "results" / "metrics.json").unlink()
+    record = read_record(folder)
+    spec = specification([record], ["diffdef"], "medinr")
+    lines = {p["title"]: p["metrics"] for p in panels(spec, "line")}
+    assert lines["val/dice"] == ["val/dice"] and lines["terms"] == ["ahead/raw/bending"]
+    assert not {"tre/p95", "overlap"} & set(lines)
+    words = " ".join(Page(page([record], "x")).words)
+    assert "Curves" in words and "Nothing here measures the error" not in words
+
+
 def test_a_cohort_adds_its_tables(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "fits" / "case1-seed0" / "idir" / "20260101-000000", "idir")
     for there in (False, True):
