@@ -109,6 +109,48 @@ def executable(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+STAND_INS = {
+    "sbatch": """#!{python}
+import os, pathlib, re, subprocess, sys
+script = pathlib.Path(sys.argv[-1])
+text = script.read_text()
+pathlib.Path("{folder}/kept.sh").write_text(text)
+last = int(re.search(r"--array=0-(\\d+)", text)[1])
+for i in range(last + 1):
+    more = dict(SLURM_JOB_ID=str(70 + i), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(i), SLURM_NTASKS="1",
+                SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1")
+    log = open("{folder}/log.txt", "ab")
+    env = {{**os.environ, **more}}
+    subprocess.Popen(["bash", str(script)], env=env, stdout=log, stderr=log, start_new_session=True)
+print("Submitted batch job 7")
+""",
+    "srun": """#!{python}
+import os, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    words = words[1 if words[0] == "--unbuffered" else 2 :]
+os.execvp(words[0], words)
+""",
+    "sacct": """#!{python}
+print("JobID|State|NodeList")
+for i in range(9):
+    print(f"7_{{i}}|RUNNING|here")
+""",
+}
+"""Just enough of SLURM for submitit to submit an array, and for its script to run."""
+
+
+@pytest.mark.usefixtures("submitit")
+def test_the_script_for_slurm_runs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = make(3)
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        executable(tmp_path / "bin" / name, text.format(python=sys.executable, folder=tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    run_all(folders, on_slurm(tmp_path, "slurm"))
+    assert all(claims.count(folder) == 1 for folder in folders.values())
+
+
 @pytest.mark.usefixtures("submitit")
 def test_slurm_array_is_what_was_asked_for(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The submission file, given to an sbatch that keeps it."""

@@ -20,6 +20,7 @@ from medinr.cohorts.plan import (
 )
 from medinr.cohorts.state import JOB, read_json, write_json, write_state
 from medinr.cohorts.table import failure_rate, headline, read_rows, summarise, summary_rows, write_tables
+from medinr.cohorts.tracking import log_cohort
 from medinr.errors import UserError
 
 CONFIG = [Path("tiny.yaml")]
@@ -172,6 +173,20 @@ def test_tables(tmp_path: Path) -> None:
     assert "7 of 8 fits are done" in page and "| no / file |" in page
     assert "| 1 | 0.5 ± 0.71 | 0 ± 0 |" in page
     assert headline(summary)[0] == "  points=10: tre/mean 2.5 ± 0.71 over seeds (median 2.5)"
+
+
+def test_tables_as_one_offline_run(tmp_path: Path) -> None:
+    fits = plan(CONFIG, [], ["1"], [0, 1], {})
+    for i, fit in enumerate(fits):
+        finished(tmp_path, fit, {"tre/mean": 1.0 + i})
+    summary, _ = write_tables(tmp_path, fits, "tiny", {})
+    assert log_cohort(tmp_path, "cohort/tiny", {"cases": ["1"]}, summary) == "WANDB_MODE=offline"
+    [run] = tmp_path.glob("wandb/offline-run-*")
+    names = {p.relative_to(run / "files").as_posix() for p in (run / "files").rglob("*") if p.is_file()}
+    assert {"cohort.csv", "summary.csv", "cohort.md"} < names
+    assert {name.rpartition("/")[2].partition("_")[0] for name in names if name.startswith("media/table")} == {
+        "fits", "summary"
+    }  # fmt: skip
 
 
 def test_rows_of_fits_that_left_nothing(tmp_path: Path) -> None:
