@@ -162,6 +162,7 @@ def test_failed_fits_are_listed(run: Run, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out" / "fits" / "case1_seed0")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
     words = ["--config", "tiny.yaml", "--cases", "anna", *FILES, "--wandb", "false", "--trainer.max_steps", "100000"]
     process = tiny_runs.start(tmp_path, "cohort", *words)
