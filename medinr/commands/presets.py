@@ -20,6 +20,10 @@ class Preset:
         hidden, points, steps: of the network on random points.
         refinement: of a control lattice on whole grids, which takes the network's place where the similarity allows.
         similarity: what is compared where nothing else is asked for.
+        both_ways: fit the lattice in both directions and take the midpoint (`CycleConsistentRegistration`), where
+            nothing slides. Of two mouse brains it gave a Dice of 0.884 against 0.882 in twice the time; more steps in
+            one direction gave nothing. Where lungs slide, the two images' regions differ at their borders, and so do
+            the directions: 0.79 against 0.27 mm for a known warp of a chest.
     """
 
     hidden: tuple[int, ...]
@@ -27,6 +31,7 @@ class Preset:
     steps: int
     refinement: Refinement | None = None
     similarity: SimilarityName = "lncc"
+    both_ways: bool = False
 
     def refines(self, similarity: str) -> bool:
         """Whether the lattice registers: its whole grids are compared by local NCC alone."""
@@ -38,8 +43,8 @@ SLIDING_BENDING = 4.0
 ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 30, 30))),
-    "accurate": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60))),
-    "multimodal": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60)), "multimodal"),
+    "accurate": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60)), both_ways=True),
+    "multimodal": Preset((128, 128, 128), 4096, 600, Refinement(steps=(40, 40, 60)), "multimodal", both_ways=True),
 }
 SIMILARITIES: dict[str, type[Similarity]] = {
     "lncc": LocalNCC,

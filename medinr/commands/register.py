@@ -119,7 +119,8 @@ def register(
         multichannel: the last axis of 4-D images holds channels (without it a 4-D image is an error).
         similarity: ``lncc`` (local NCC), ``ncc`` or ``mse``; ``multimodal`` (squared local NCC), ``nmi`` or ``mind``
             (MIND-SSC) for images of different contrast. Default: the preset's.
-        preset: ``fast``, ``accurate``, or ``multimodal``: as accurate, with the similarity of that name.
+        preset: ``fast``, ``accurate``, or ``multimodal``: as accurate, with the similarity of that name. The latter two
+            fit the lattices in both directions, as with ``uncertainty``, unless something slides.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
             is not linear in it is where the lattice starts.
@@ -185,7 +186,11 @@ def register(
         if uncertainty:
             raise UserError(f"--init {init}: expected a linear transform with --uncertainty, found displacements")
         forward.begin_at(residual, pair.domain)
-    method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if uncertainty else forward
+    midpoint = (
+        PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration) and regions == 1 and residual is None
+    )
+    both = uncertainty or midpoint
+    method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if both else forward
     steps = sum(forward.steps) if isinstance(forward, RefinedRegistration) else PRESETS[preset].steps
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
     clock.append(time.perf_counter())

@@ -47,13 +47,13 @@ class CycleTransform(Transform):
 
     @torch.no_grad()
     def __call__(self, world: Points) -> Points:
-        y, inverse = self._both(world)
+        y, inverse, _ = self._both(world)
         return (y + inverse) / 2
 
     @torch.no_grad()
     def offset(self, world: Points) -> Points:
         """The uncertainty's vector B^-1(p) - F(p) at points [n, 3], mm."""
-        y, inverse = self._both(world)
+        y, inverse, _ = self._both(world)
         return inverse - y
 
     @torch.no_grad()
@@ -61,17 +61,20 @@ class CycleTransform(Transform):
         """D phi [n, 3, 3] = (DF(p) + [DB(q)]^-1) / 2 with q = B^-1(p): exact for Newton's inverse.
 
         For the expansions q is their value, so that the figure differs from their derivative by a higher order of d.
+        Where B could not be inverted, it is DF alone.
         """
         return self.expand(world)[1]
 
     @torch.no_grad()
     def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
-        y, inverse = self._both(world)
+        y, inverse, lost = self._both(world)
+        ahead = self.ahead.jacobian(world)
         derivative = torch.linalg.pinv(self.back.jacobian(inverse))
-        return (y + inverse) / 2, (self.ahead.jacobian(world) + derivative) / 2, inverse - y
+        derivative[lost] = ahead[lost]
+        return (y + inverse) / 2, (ahead + derivative) / 2, inverse - y
 
-    def _both(self, world: Points) -> tuple[Points, Points]:
-        """F(p) and B^-1(p)."""
+    def _both(self, world: Points) -> tuple[Points, Points, Tensor]:
+        """F(p) and B^-1(p), and where the latter could not be found."""
         p = world.double().cpu()
         y = self.ahead(p)
         d = p - self.back(y)
@@ -82,7 +85,7 @@ class CycleTransform(Transform):
             residual = (self.back(inverse) - p).norm(dim=1)
         lost = ~(residual <= d.norm(dim=1))
         inverse[lost] = y[lost] + d[lost] @ torch.linalg.inv(self.back.start[:3, :3]).T
-        return y, inverse
+        return y, inverse, lost
 
     def _expanded(self, y: Points, gap: Points, second: bool) -> Points:
         d = gap[..., None]

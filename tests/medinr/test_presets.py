@@ -7,7 +7,7 @@ import torch
 import medinr
 from medinr.commands.presets import PRESETS, Preset, recommended
 from medinr.losses import MINDSSC
-from medinr.methods import PairRegistration, RefinedRegistration, Refinement
+from medinr.methods import CycleConsistentRegistration, PairRegistration, RefinedRegistration, Refinement
 from medinr.space import Domain, Image
 from tests.medinr import pairs
 
@@ -44,3 +44,17 @@ def test_inverted_and_bent_contrast_is_registered(monkeypatch: pytest.MonkeyPatc
     wrong = medinr.register(inverted, pair.moving, preset="accurate", init="none", **given)
     assert found.metrics["tre/mean"] < 0.4 * found.metrics["tre/initial_mean"] < wrong.metrics["tre/mean"]
     assert torch.isfinite(found.evaluation.displacement).all()
+
+
+def test_accurate_fits_both_ways_where_nothing_slides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PRESETS["accurate"].both_ways and PRESETS["multimodal"].both_ways and not PRESETS["fast"].both_ways
+    monkeypatch.setitem(PRESETS, "accurate", Preset((8,), 64, 2, Refinement((6.0, 3.0), (25, 15)), both_ways=True))
+    pair = pairs.pair()
+    given = {"init": "none", "fixed_points": pair.fixed_points, "moving_points": pair.moving_points}
+    found = medinr.register(pair.fixed, pair.moving, **given)
+    assert isinstance(found.method, CycleConsistentRegistration)
+    assert (
+        found.metrics["uncertainty/p95_mm"] > 0 and found.metrics["tre/mean"] < 0.4 * found.metrics["tre/initial_mean"]
+    )
+    one = medinr.register(pair.fixed, pair.moving, similarity="ncc", **given)
+    assert isinstance(one.method, PairRegistration), "a network is fitted in one direction"
