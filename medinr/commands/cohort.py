@@ -121,6 +121,8 @@ def cohort(
     axes = {key: [str(v) for v in values] for key, values in (settings or {}).items()}
     chosen: list[str | None] = [None] if cases is None else [str(c) for c in cases]
     given = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or not given:
+        raise UserError(f"--cases, --seeds: expected 1 or more, got {len(chosen)} and {len(given)}")
     check_writable(place)
     check_same(place, configs, overrides)
     fits = plan(copies(place, configs), overrides, chosen, given, axes)
@@ -132,8 +134,8 @@ def cohort(
         return CohortResult(place, done=[fit.name for fit in fits if fit not in begun])
     title = f"{configs[-1].stem}: {len(chosen)} case(s), {len(given)} seed(s)"
     engine = make_launcher(launcher, workers, threads, options or {}, place, f"medinr-{configs[-1].stem}")
-    write_plan(place, configs, overrides, fits, command)
     try:
+        write_plan(place, configs, overrides, fits, command)
         schedule = Schedule({fit.name: folder_of(place, fit) for fit in fits}, engine, tell)
         with _sigterm_interrupts():
             try:
