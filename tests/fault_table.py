@@ -142,6 +142,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "--config missing": ("fit --config none.yaml", ("--config: no file ", "none.yaml; give the path of a YAML file")),
     "no --config": ("fit", ("model", "missing; give --config FILE.yaml")),
     "YAML syntax error": ("fit --config broken.yaml", ("broken.yaml: not valid YAML", "line 12")),
+    "float16": (
+        f"{FIT} --trainer.precision 16-mixed",
+        ("trainer.precision: expected 32-true", "got 16-mixed", "range"),
+    ),
     "unknown key": (f"{FIT} --model.similarty NCC", ("model.similarty", "did you mean", "similarity?")),
     "unknown key in the file": (
         "fit --config key.yaml",

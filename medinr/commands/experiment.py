@@ -44,6 +44,7 @@ from medinr.commands.messages import explain, one_line
 from medinr.commands.sequence import times_of_run, write_sequence
 from medinr.errors import UserError
 from medinr.methods import Method
+from medinr.methods.method import check_precision
 from medinr.ranks import is_first
 from medinr.results import summary
 
@@ -208,6 +209,8 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         given = self._get(self.config_init, "trainer")
+        if str(given.get("precision")).startswith("16"):
+            check_precision(given["precision"])
         if given.get("default_root_dir"):
             raise UserError("trainer.default_root_dir: every run has its own folder; choose where with --runs")
         if self.value("out") and self.command not in ("test", "predict"):

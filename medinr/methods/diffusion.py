@@ -16,7 +16,7 @@ from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import Latents
 from medinr.methods.diffusion_scans import ScanGenerator
 from medinr.methods.diffusion_stages import STAGES, Morphology, Stage
-from medinr.methods.method import PRECISIONS, Group, load_method, share_of_rate
+from medinr.methods.method import Group, check_precision, load_method, share_of_rate
 from medinr.precision import full
 from medinr.start import Kind
 from medinr.types import Scalar
@@ -250,8 +250,7 @@ class DiffusionDeformation(ScanGenerator):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision not in PRECISIONS:
-            raise UserError(f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}")
+        check_precision(self.trainer.precision)
         if stage == "fit":
             total = sum(self.steps.values())
             if self.trainer.max_steps != total:

@@ -18,7 +18,7 @@ from medinr.fields.unet import PairNetwork
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
 from medinr.methods.levels import robust_windows, windowed
-from medinr.methods.method import PRECISIONS, Group
+from medinr.methods.method import Group, check_precision
 from medinr.methods.module import RegistrationModule
 from medinr.precision import full
 from medinr.results import Evaluation
@@ -94,8 +94,7 @@ class LearnedRegistration(RegistrationModule):
         """Nothing depends on the images."""
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision not in PRECISIONS:
-            raise UserError(f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}")
+        check_precision(self.trainer.precision)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage in ("fit", "validate"):
             if not hasattr(data, "spacing") or not hasattr(data, "grid"):

@@ -24,6 +24,18 @@ Group = tuple[list[Tensor], Rate]
 """Parameters and their learning rate."""
 
 
+def check_precision(name: Any) -> None:
+    """Raises `UserError` for a trainer's precision that a fit would suffer from.
+
+    Lightning turns ``16-mixed`` into ``bf16-mixed`` on a CPU; who asks for it is told before.
+    """
+    if str(name) not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {name}: coordinates and second derivatives "
+            "need float32, and float16 has too small a range for derivatives"
+        )
+
+
 def share_of_rate(step: int, total: int, warmup: float = 0.0, cosine: bool = False) -> float:
     """Share of the peak learning rate at a step of ``total``: a rise over ``warmup`` of them, then 1 or a cosine."""
     rise = max(1, round(warmup * total))
@@ -136,11 +148,7 @@ class Method(Configured, lightning.LightningModule):
             self.attach(self.subject)
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}: coordinates and "
-                "second derivatives need float32, and float16 has too small a range for derivatives"
-            )
+        check_precision(self.trainer.precision)
         self.size(self.subject)
 
     def on_fit_start(self) -> None:
