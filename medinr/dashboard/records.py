@@ -14,6 +14,8 @@ Curve = tuple[list[float], list[float]]
 """Steps, and the values there."""
 TABLES = ("alpha_search", "times")
 """Tables of numbers that methods write beside metrics.json (``Method.report``)."""
+COHORT = "cohort.json"
+"""What `medinr cohort` leaves in the folder that holds ``fits/NAME/EXPERIMENT/TIME``."""
 DEEPEST = 4
 """Run folders are looked for so many folders below the one that is named."""
 
@@ -48,6 +50,12 @@ class Record:
     def name(self) -> str:
         """As W&B calls it: experiment and time."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def fit(self) -> str:
+        """Its name among the fits of `medinr cohort`, "" for a run of another kind."""
+        above = self.folder.absolute().parents
+        return above[1].name if len(above) > 3 and (above[3] / COHORT).is_file() else ""
 
     @property
     def steps(self) -> int:
@@ -172,8 +180,13 @@ def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
     return {key: values for key, values in columns.items() if any(v != values[0] for v in values)}
 
 
-REPLICATES = ("seed_everything", "data.case", "data.cases", "data.root", "trainer.")
+REPLICATES = ("seed_everything", "data.case", "data.cases", "data.root", "data.fixed", "data.moving", "trainer.")
 """Settings that tell one repetition of an experiment from another, not one experiment from another."""
+
+
+def _repeats(key: str) -> bool:
+    """Whether a setting only says which data, which seed and how long."""
+    return key.startswith(REPLICATES) and not key.endswith("_phase")
 
 
 def groups(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -181,7 +194,7 @@ def groups(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for experiment in dict.fromkeys(r.experiment for r in records):
         same = [r for r in records if r.experiment == experiment]
-        varied = {k: v for k, v in differing(same).items() if not k.startswith(REPLICATES)}
+        varied = {k: v for k, v in differing(same).items() if not _repeats(k)}
         for i, record in enumerate(same):
             words = [f"{key.removeprefix('model.')}={values[i]}" for key, values in varied.items()]
             found.setdefault(" ".join([experiment, *words[:3]]), []).append(record)

@@ -68,12 +68,16 @@ def _count(n: int, what: str) -> str:
 
 
 def labels(records: Sequence[Record]) -> dict[Path, str]:
-    """A name for each run that no other has, by its folder: time, and the case and seed where they differ."""
+    """A name for each run that no other has, by its folder: name in a cohort, experiment and time, case and seed."""
     varied = differing(records)
     told = {word: varied[key] for key, word in (("data.case", "case"), ("seed_everything", "seed")) if key in varied}
     found: dict[Path, str] = {}
     for i, record in enumerate(records):
-        words = [record.name, *(f"{word} {values[i]}" for word, values in told.items())]
+        words = [
+            *([record.fit] if record.fit else []),
+            record.name,
+            *(f"{word} {values[i]}" for word, values in told.items()),
+        ]
         name = base = " ".join(words)
         n = 1
         while name in found.values():

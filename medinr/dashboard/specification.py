@@ -115,12 +115,7 @@ def _comparison(metrics: Sequence[str], records: Sequence[Record]) -> list[Panel
         for m in metrics[:1]
     ]
     cohort: list[Panel] = [{"kind": "table", "key": "cohort/fits"}, {"kind": "table", "key": "cohort/summary"}]
-    return [*bars, *cases, {"kind": "settings"}, *(cohort if any(in_cohort(r.folder) for r in records) else [])]
-
-
-def in_cohort(run: Path) -> bool:
-    """Whether a run is one of the fits of `medinr cohort`."""
-    return any((folder / "cohort.json").is_file() for folder in run.absolute().parents[:5])
+    return [*bars, *cases, {"kind": "settings"}, *(cohort if any(r.fit for r in records) else [])]
 
 
 # -- as a file -----------------------------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_cohort_adds_its_tables(tmp_path: Path) -> None:
     for there in (False, True):
         spec = specification([read_record(folder)], ["idir"], "medinr")
         assert ("cohort/fits" in [p["key"] for p in panels(spec, "table")]) == there
+        assert labels([read_record(folder)])[folder].startswith("case1-seed0 idir/") == there
         (tmp_path / "cohort.json").write_text("{}")
 
 
