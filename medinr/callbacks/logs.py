@@ -131,7 +131,7 @@ class KeepFiles(Callback):
             if isinstance(logger, WandbLogger) and trainer.is_global_zero and (self.run / name).exists():
                 # A copy, because W&B itself would link to the file, and says so every time.
                 folder = Path(logger.experiment.dir)
-                target = folder / Path(name).name
+                target = folder / f"medinr-{Path(name).name}"  # W&B writes a config.yaml of its own
                 shutil.copyfile(self.run / name, target)
                 logger.experiment.save(str(target), base_path=str(folder), policy="now")
 

@@ -95,7 +95,8 @@ def test_an_offline_evaluation_holds_tables_and_the_curves_over_alpha(
     [folder] = tracked(tmp_path)
     [place] = runs.runs_of(tmp_path / "runs", "conditioned")
     for source in (place / "config.test.yaml", place / "test" / "metrics.csv"):
-        assert (folder / "files" / source.name).read_text(encoding="utf-8") == source.read_text(encoding="utf-8")
+        copy = folder / "files" / f"medinr-{source.name}"
+        assert copy.read_text(encoding="utf-8") == source.read_text(encoding="utf-8")
     [table] = (folder / "files" / "media" / "table").glob("alpha_search_*.json")
     content = json.loads(table.read_text(encoding="utf-8"))
     assert content["columns"][:2] == ["alpha", "similarity"] and len(content["data"]) > 5
