@@ -14,7 +14,7 @@ from medinr.dashboard.records import Record, differing, groups, numbers
 from medinr.dashboard.specification import HEADLINES, is_term, others
 from medinr.figures import overview
 
-MOST_PICTURES = 60
+MOST_PICTURES = 40
 """Of all runs together; above that each run shows its newest only."""
 Names = Mapping[Path, str]
 """What runs are called, by their folders."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from medinr import cli
+from medinr import cli, figures
 from medinr.commands.dashboard import find_runs
 from medinr.dashboard import workspace
 from medinr.dashboard.records import groups, read_record, runs_below
@@ -165,6 +165,20 @@ def test_the_page_of_a_run_without_results_says_so(tmp_path: Path) -> None:
     words = " ".join(Page(page([read_record(folder)], "x")).words)
     assert "Not evaluated: idir/20260101-000000" in words and "Nothing here measures the error" in words
     assert "Curves" not in words and "Cases" not in words
+
+
+def test_curves_and_spreads_are_of_the_values_given() -> None:
+    curves = {"a: 1": ([0.0, 4.0], [2.0, 1.0]), "a: 2": ([0.0, 4.0], [3.0, 2.0]), "b: 1": ([1.0], [5.0])}
+    figure = figures.overlay_figure({"TRE": curves, "Dice": {"b: 1": ([0.0], [0.5])}}, ["a", "b"])
+    tre, dice = figure.axes
+    assert [line.get_xydata().tolist() for line in tre.lines] == [[[0, 2], [4, 1]], [[0, 3], [4, 2]], [[1, 5]]]
+    one, two, other = (line.get_color() for line in tre.lines)
+    assert one == two != other == dice.lines[0].get_color(), "a group has one colour"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    spread = figures.spread_figure({"TRE": {"a": [1.0, 2.0, 9.0], "b": [4.0]}}).axes[0]
+    drawn = [sorted(line.get_xdata()) for line in spread.lines if line.get_marker() == "o"]
+    assert drawn == [[1, 2, 9], [4]]
+    assert 2 in [x for line in spread.lines if line.get_color() == "black" for x in line.get_xdata()], "the median"
 
 
 def test_alpha_curves_are_drawn_of_the_search(tmp_path: Path) -> None:
