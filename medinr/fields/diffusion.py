@@ -105,6 +105,7 @@ def sampler(steps: int) -> Any:
         beta_end=BETAS[1],
     )  # fmt: skip
     made.set_timesteps(steps)
+    made.timesteps = torch.linspace(TRAIN_STEPS - 1, 0, steps).round().long()  # as from MONAI 1.6; 1.5 began at 950
     return made
 
 

@@ -151,8 +151,9 @@ def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], title: st
         for k, group in enumerate(names):
             values = np.asarray(groups.get(group, ()), dtype=float)
             if len(values) > 1:
-                ax.boxplot(values, positions=[k], orientation="horizontal", widths=0.55, showfliers=False,
-                           medianprops={"color": "black"}, boxprops={"color": "#888888"})  # fmt: skip
+                low, middle, high = np.percentile(values, [25, 50, 75])
+                ax.barh(k, high - low, 0.55, left=low, fill=False, edgecolor="#888888")
+                ax.plot([middle, middle], [k - 0.275, k + 0.275], color="black")
             ax.plot(values, k + random.uniform(-0.15, 0.15, len(values)), "o", markersize=4, alpha=0.7,
                     color=_COLOURS[k % len(_COLOURS)], clip_on=False)  # fmt: skip
         ax.set_yticks(range(len(names)), names if i % columns == 0 else [""] * len(names), fontsize=10)
