@@ -83,13 +83,14 @@ def staged(run: Path) -> Path:
 def wandb_logger(run: Path, config: Mapping[str, Any], job: str, offline: bool) -> WandbLogger:
     """A W&B run named ``experiment/time`` (with the subcommand, if it is not the fit), files in the run folder.
 
-    All that is done in one run folder shares a group. The resolved configuration becomes the run's config. `STAGED` is
-    set, if the user has not set it; who ends the run takes it back.
+    All that is done in one run folder shares a group. The resolved configuration becomes the run's config. Offline,
+    `STAGED` is set, if the user has not set it; who ends the run takes it back.
     """
     import wandb
 
     name = f"{run.parent.name}/{run.name}"
-    os.environ.setdefault(STAGED, str(staged(run)))
+    if offline:
+        os.environ.setdefault(STAGED, str(staged(run)))
     logger = WandbLogger(
         name=name if job == "fit" else f"{name}/{job}",
         project=os.environ.get("WANDB_PROJECT", PROJECT),
