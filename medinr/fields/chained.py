@@ -18,8 +18,8 @@ class Inverted(Transform):
     def __init__(self, transform: Transform) -> None:
         self.transform, self.domain, self.start = transform, transform.domain, torch.linalg.inv(transform.start)
 
-    def tabulated(self, fineness: float) -> "Transform | None":
-        quick = self.transform.tabulated(fineness)
+    def tabulated(self, level: int) -> "Transform | None":
+        quick = self.transform.tabulated(level)
         return None if quick is None else Inverted(quick)
 
     def __call__(self, world: Points) -> Points:
@@ -50,8 +50,8 @@ class PointsOnly(Transform):
     def __init__(self, transform: Transform) -> None:
         self.transform, self.domain, self.start = transform, transform.domain, transform.start
 
-    def tabulated(self, fineness: float) -> "Transform | None":
-        quick = self.transform.tabulated(fineness)
+    def tabulated(self, level: int) -> "Transform | None":
+        quick = self.transform.tabulated(level)
         return None if quick is None else PointsOnly(quick)
 
     def __call__(self, world: Points) -> Points:
@@ -73,8 +73,8 @@ class Chained(Transform):
         self.domain: Domain = first.domain
         self.start = second.start @ first.start
 
-    def tabulated(self, fineness: float) -> "Transform | None":
-        parts = [part.tabulated(fineness) or part for part in (self.first, self.second)]
+    def tabulated(self, level: int) -> "Transform | None":
+        parts = [part.tabulated(level) or part for part in (self.first, self.second)]
         return None if parts == [self.first, self.second] else Chained(parts[0], parts[1])
 
     def __call__(self, world: Points) -> Points:

@@ -45,6 +45,15 @@ class CycleTransform(Transform):
         super().__init__(ahead.map, ahead.domain, ahead.start, ahead.context)
         self.ahead, self.back, self.inference, self.trust_mm = ahead, back, inference, trust_mm
 
+    def tabulated(self, level: int) -> Transform | None:
+        ahead, back = self.ahead.tabulated(level), self.back.tabulated(level)
+        return None if ahead is None or back is None else TabulatedCycle(self, ahead, back)
+
+    def judged(self, world: Points) -> Tensor:
+        """Where F stays on the moving grid: beyond it B is constant across the border, and has many inverses."""
+        voxels = transform_points(self.back.domain.world_to_voxel, self.ahead(world))
+        return ((voxels >= 0) & (voxels <= torch.tensor(self.back.domain.shape) - 1)).all(-1)
+
     @torch.no_grad()
     def __call__(self, world: Points) -> Points:
         y, inverse, _ = self._both(world)
@@ -79,13 +88,17 @@ class CycleTransform(Transform):
         y = self.ahead(p)
         d = p - self.back(y)
         if self.inference == "newton":
-            inverse, residual = self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=y)
+            inverse, residual = self._inverted(p, y)
         else:
             inverse = self._expanded(y, d, second=self.inference == "second-order")
             residual = (self.back(inverse) - p).norm(dim=1)
         lost = ~(residual <= d.norm(dim=1))
         inverse[lost] = y[lost] + d[lost] @ torch.linalg.inv(self.back.start[:3, :3]).T
         return y, inverse, lost
+
+    def _inverted(self, p: Points, guess: Points) -> tuple[Points, Tensor]:
+        """B^-1(p) by Newton iterations, and its residual in mm."""
+        return self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=guess)
 
     def _expanded(self, y: Points, gap: Points, second: bool) -> Points:
         d = gap[..., None]
@@ -113,3 +126,20 @@ class CycleTransform(Transform):
             found.append(h)
         outer = back.start[:3, :3] @ back.domain.normalised_to_world[:3, :3]
         return torch.einsum("dc,ncij,ik,jl->ndkl", outer, torch.cat(found), m[:3, :3], m[:3, :3])
+
+
+class TabulatedCycle(CycleTransform):
+    """The midpoint of tables; B^-1 is found by B's table, and then by B itself where the table was not exact enough.
+
+    Args:
+        exact: what it stands for.
+        ahead, back: tables of its F and B.
+    """
+
+    def __init__(self, exact: CycleTransform, ahead: Transform, back: Transform) -> None:
+        super().__init__(ahead, back, exact.inference, exact.trust_mm or 0.0)
+        self.exact = exact
+
+    def _inverted(self, p: Points, guess: Points) -> tuple[Points, Tensor]:
+        near, _ = self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=guess)
+        return self.exact.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=near)

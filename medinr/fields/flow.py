@@ -14,7 +14,7 @@ from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.base import Field, computed_once, in_chunks
 from medinr.fields.lattice import SplineField
 from medinr.fields.maps import Composition, Map
-from medinr.fields.table import MOST_NODES, Table
+from medinr.fields.table import MOST_NODES, Table, even_lines
 from medinr.fields.transform import Transform
 from medinr.jets import Jet
 from medinr.space import Domain, transform_points
@@ -186,7 +186,7 @@ class Flow(Map):
             def flow(piece: Jet) -> Jet:
                 return integrate(lambda y, s: self.slope_at(y, s, context), piece, steps, self.scheme, self.duration)
 
-            return in_chunks(flow, jet, jet.channels.shape[1] if isinstance(self.velocity, Table) else None)
+            return in_chunks(flow, jet, None if self.velocity.in_pieces else jet.channels.shape[1])
 
     def backward(self) -> "Flow":
         """phi^-1 = exp(-v), with the same velocity field (it shares the parameters)."""
@@ -233,12 +233,13 @@ class FlowTransform(Transform):
         super().__init__(flow, domain, start, context)
         self.back = Transform(flow.backward(), domain, start, context)
 
-    def tabulated(self, fineness: float) -> "Transform | None":
-        """The flow of a spline's table, whose nodes are ``fineness`` times closer than its finest control points."""
+    def tabulated(self, level: int) -> "Transform | None":
+        """The flow of a spline's table, whose nodes are 5 or 8 times closer than its finest control points."""
         flow = self.map
         if not isinstance(flow, Flow) or not isinstance(flow.velocity, SplineField):
             return None
-        table = Table(flow.velocity, float(flow.velocity.spacing.min()) / fineness, self.context)
+        step = float(flow.velocity.spacing.min()) / (5.0, 8.0)[level]
+        table = Table(flow.velocity, even_lines(flow.velocity, step), self.context)
         if table.nodes > MOST_NODES:
             return None
         quick = Flow(table, flow.count(self.context), flow.scheme)

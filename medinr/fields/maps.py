@@ -57,7 +57,8 @@ class DisplacementMap(Map):
 
     def displacement_jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         with computed_once(self.field):  # for all pieces
-            return in_chunks(lambda piece: self.field.jet(piece, context), jet)
+            chunk = None if self.field.in_pieces else jet.channels.shape[1]
+            return in_chunks(lambda piece: self.field.jet(piece, context), jet, chunk)
 
     def displacement_on_grid(self, lines: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
         return self.field.on_grid(lines, context=context)

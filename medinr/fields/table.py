@@ -10,6 +10,7 @@ from medinr.fields.base import Field
 from medinr.fields.lattice import SplineField, cubic_weights
 from medinr.jets import Jet
 from medinr.sampling import interpolate
+from medinr.space import Domain
 from medinr.types import Features
 
 MOST_NODES = 12_000_000
@@ -24,31 +25,26 @@ class Table(Field):
 
     Args:
         field: the spline.
-        step: distance of the nodes, normalised.
+        lines: normalised coordinates of the nodes along each axis, two or more at even distances. Beyond them the value
+            continues constantly.
         context: that the field is read at.
     """
 
     in_features = 3
     out_features = 3
+    in_pieces = False
 
-    def __init__(self, field: SplineField, step: float, context: Tensor | None) -> None:
+    def __init__(self, field: SplineField, lines: Sequence[Tensor], context: Tensor | None) -> None:
         super().__init__()
-        self.field, self.context = field, context
-        self.low = field.origin
-        finest = min(range(len(field.shapes)), key=lambda i: float(field.spacing[i]))
-        sides = [(n - 3) * float(field.spacing[finest]) for n in field.shapes[finest]]
-        counts = [max(2, math.ceil(side / step) + 1) for side in sides]
-        self.lines = [
-            low + torch.linspace(0, side, n, device=field.origin.device)
-            for low, side, n in zip(field.origin, sides, counts, strict=True)
-        ]
-        self.steps = torch.stack([line[1] - line[0] for line in self.lines])
+        self.field, self.context, self.lines = field, context, list(lines)
+        self.low = torch.stack([line[0] for line in lines])
+        self.steps = torch.stack([(line[-1] - line[0]) / (len(line) - 1) for line in lines])
         self._values: Tensor | None = None
         self._gradient: Tensor | None = None
 
     @property
     def nodes(self) -> int:
-        return math.prod(len(line) for line in self.lines)
+        return nodes_of(self.lines)
 
     def _at(self, table: Tensor, x: Features) -> Tensor:
         return interpolate(table, (x - self.low.to(x)) / self.steps.to(x)).T
@@ -70,10 +66,42 @@ class Table(Field):
             self._gradient = gradient_on_grid(self.field, self.lines, self.context).flatten(-2).movedim(-1, 0)
             self._gradient = self._gradient.contiguous()
         slopes = self._at(self._gradient, jet.value).unflatten(-1, (3, 3))
-        end = self.low + self.steps * torch.tensor([len(line) - 1 for line in self.lines]).to(self.steps)
+        end = torch.stack([line[-1] for line in self.lines])
         within = (jet.value >= self.low) & (jet.value <= end)  # beyond its box the spline is constant along that axis
         slopes = slopes * within[:, None, :]
         return Jet(torch.cat((value[None], torch.einsum("nci,kni->knc", slopes, jet.first))), jet.k)
+
+
+def nodes_of(lines: Sequence[Tensor]) -> int:
+    """Number of nodes of a grid."""
+    return math.prod(len(line) for line in lines)
+
+
+def even_lines(field: SplineField, step: float) -> list[Tensor]:
+    """Nodes over the box of a spline, about ``step`` apart."""
+    finest = min(range(len(field.shapes)), key=lambda i: float(field.spacing[i]))
+    sides = [(n - 3) * float(field.spacing[finest]) for n in field.shapes[finest]]
+    return [
+        low + torch.linspace(0, side, max(2, math.ceil(side / step) + 1), device=field.origin.device)
+        for low, side in zip(field.origin, sides, strict=True)
+    ]
+
+
+def voxel_lines(domain: Domain, halves: bool) -> list[Tensor] | None:
+    """Nodes at the voxel centres of a grid; ``halves``: at its voxels' faces, too. None: it is oblique, or a slice."""
+    m = domain.voxel_to_normalised
+    own = m[:3, :3].abs().argmax(1).tolist()
+    across = m[:3, :3].clone()
+    across[range(3), own] = 0
+    if across.abs().max() * max(domain.shape) > 1e-3 * float(m[:3, :3].abs().amax()) or min(domain.shape) < 2:
+        return None
+    lines = []
+    for axis, voxel_axis in enumerate(own):
+        n = domain.shape[voxel_axis]
+        at = (torch.arange(2 * n + 1) - 1) / 2 if halves else torch.arange(n)
+        line = (m[axis, voxel_axis] * at.double() + m[axis, 3]).float()
+        lines.append(line if m[axis, voxel_axis] > 0 else line.flip(0))
+    return lines
 
 
 def gradient_on_grid(field: SplineField, lines: Sequence[Tensor], context: Tensor | None = None) -> Tensor:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.fields.base import computed_once
-from medinr.fields.maps import Map
+from medinr.fields.lattice import SplineField
+from medinr.fields.maps import DisplacementMap, Map
 from medinr.fields.planar import within
+from medinr.fields.table import MOST_NODES, Table, nodes_of, voxel_lines
 from medinr.space import Domain, transform_points
 from medinr.types import Matrix, Points
 
@@ -35,9 +37,21 @@ class Transform:
         self.domain, self.start, self.context = domain, start.double().cpu(), context
         self.device = next(map.parameters()).device
 
-    def tabulated(self, fineness: float) -> "Transform | None":
-        """An approximation that is faster at many points, better with a larger ``fineness``; None: there is none."""
-        return None
+    def tabulated(self, level: int) -> "Transform | None":
+        """A form of itself that is faster at many points, the finer one of two at level 1; None: there is none.
+
+        Of splines: a table of the voxels' centres, where it is exact (and of their faces, where it is finer).
+        """
+        field = self.map.field if isinstance(self.map, DisplacementMap) else None
+        lines = voxel_lines(self.domain, halves=level > 0)
+        if not isinstance(field, SplineField) or lines is None or nodes_of(lines) > MOST_NODES:
+            return None
+        on_device = [line.to(self.device) for line in lines]
+        return Transform(DisplacementMap(Table(field, on_device, self.context)), self.domain, self.start, self.context)
+
+    def judged(self, world: Points) -> Tensor:
+        """Which points [n] an approximation of it is measured at: all, unless it is not determined there."""
+        return torch.ones(len(world), dtype=torch.bool)
 
     def _pieces(self, points: Tensor) -> Iterator[Tensor]:
         yield from points.split(CHUNK)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from scipy.interpolate import CubicSpline
 
-from medinr.fields import SIREN, DisplacementMap, Transform
+from medinr.fields import SIREN, CubicLattice, CycleTransform, DisplacementMap, Transform, as_map
 from medinr.fields.dense import TOLERANCE_MM, evaluate_dense, folded, spline_matrix
+from medinr.fields.warp import chunks
 from medinr.jets import det as determinant
 from medinr.space import Domain, transform_points
 from tests.medinr import grids, pairs
+from tests.medinr.tolerances import assert_close
 
 EYE = torch.eye(4).double()
 
@@ -122,3 +124,52 @@ def test_nothing_folds_where_nothing_folds() -> None:
     assert dense.det.min() > 0
     assert folded(transform, domain, dense.det, None, 0.0) == 0
     assert math.isclose(dense.det.mean().item(), torch.linalg.det(transform.start[:3, :3]).item(), rel_tol=0.3)
+
+
+@pytest.mark.parametrize("axes", ["plain", "flipped", "permuted", "oblique"])
+def test_splines_are_read_from_a_table_of_the_voxels(axes: str) -> None:
+    """Exact at the voxel centres, whatever the order and direction of the axes; an oblique grid has no such table."""
+    turn = torch.eye(4, dtype=torch.float64)
+    if axes == "flipped":
+        turn[0, 0] = turn[1, 1] = -1
+    elif axes == "permuted":
+        turn[:3, :3] = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]])
+    elif axes == "oblique":
+        c, s = math.cos(0.3), math.sin(0.3)
+        turn[:2, :2] = torch.tensor([[c, -s], [s, c]])
+    domain = Domain.of((21, 16, 12), turn @ torch.diag(torch.tensor([2.0, 2.5, 3.0, 1.0]).double()))
+    field = CubicLattice((12.0, 6.0))
+    field.cover(domain)
+    with torch.no_grad():
+        for level in field.levels:
+            level.normal_(0, 0.03)
+    start = torch.eye(4, dtype=torch.float64)
+    start[0, 3] = 4.0
+    transform = Transform(as_map(field), domain, start)
+    quick, exact = evaluate_dense(transform, domain), evaluate_dense(transform, domain, exact=True)
+    assert (transform.tabulated(0) is None) == (axes == "oblique")
+    assert_close(quick.displacement, exact.displacement, 1e-4 if axes != "oblique" else 0.02)
+    if axes != "oblique":
+        assert_close(quick.det, exact.det, 1e-4)
+
+
+def test_midpoints_are_read_from_tables() -> None:
+    domain = Domain.of((24, 20, 16), torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]).double()))
+    sides = []
+    for sign in (1.0, -1.0):
+        torch.manual_seed(3)
+        field = CubicLattice((16.0, 8.0))
+        field.cover(domain)
+        with torch.no_grad():
+            for level in field.levels:
+                level.normal_(0, 0.05).mul_(sign)
+        sides.append(Transform(as_map(field), domain, torch.eye(4, dtype=torch.float64)))
+    cycle = CycleTransform(sides[0], sides[1])
+    quick, exact = evaluate_dense(cycle, domain), evaluate_dense(cycle, domain, exact=True)
+    assert cycle.tabulated(0) is not None and exact.displacement.norm(dim=-1).max() > 1
+    inside = cycle.judged(torch.cat([world for _, world in chunks(domain)])).reshape(domain.shape)
+    assert 0.5 < inside.float().mean() < 1
+    assert (quick.displacement - exact.displacement).norm(dim=-1)[inside].max() < 0.05
+    assert quick.uncertainty is not None and exact.uncertainty is not None
+    assert (quick.uncertainty - exact.uncertainty).abs()[inside].max() < 0.05
+    assert (quick.det - exact.det).abs()[inside].quantile(0.99) < 0.05
