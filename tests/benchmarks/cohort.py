@@ -3,7 +3,7 @@
     python -m tests.benchmarks.cohort --work WORK            # appends to cohort.jsonl; rows that are there are not run
     python -m tests.benchmarks.cohort --report               # as Markdown
 
-`medinr cohort` with the network of idir_dirlab_best.yaml, 60 steps on 5 phantom cases of 48 voxels, 3 seeds: 15 fits
+`medinr cohort` with the network of idir_dirlab_best.yaml, 30 steps on 5 phantom cases of 48 voxels, 3 seeds: 15 fits
 with one thread each. ``one`` and ``two`` are the wall and processor seconds of the whole command with so many workers,
 start of Python included. ``killed`` runs with two: when the first fit has a checkpoint, it and its worker are killed
 (SIGKILL), after four fits the scheduler, and the command is called again; its seconds are those of the second call. All
@@ -33,7 +33,7 @@ from tests.benchmarks.measure import read_rows
 from tests.benchmarks.tables import ROOT, commit
 
 ROWS = Path(__file__).parent / "cohort.jsonl"
-CASES, SEEDS, STEPS, SIZE = "1-5", "3", 60, 48
+CASES, SEEDS, STEPS, SIZE = "1-5", "3", 30, 48
 PATIENCE_S = 900.0
 
 
