@@ -11,7 +11,7 @@ Every row of tests/benchmarks/cycle.jsonl is one fit: a phantom case, a seed, on
 
 in one of three settings: ``plain`` (lung masks, learning rate 1e-4), ``provoked`` (learning rate 1e-3, no masks, and
 the moving image shifted along the body so that landmarks move by 25 mm on average), and ``hard`` (the same with 60 mm,
-on cases 1 and 2 alone: 25 and 40 mm do not make these two fail, and a threshold between good and failed needs both).
+on cases 1 and 2 alone: 25 mm seldom make these two fail, and a threshold between good and failed needs both).
 Failure: a mean TRE above 5 mm or no better than the start. Rows that are there are not run again.
 
 ``python -m tests.benchmarks.cycle --report`` prints failure rates with exact (Clopper-Pearson) binomial 95 % intervals,
