@@ -34,6 +34,8 @@ from tests.benchmarks.tables import ROOT, commit
 
 ROWS = Path(__file__).parent / "cohort.jsonl"
 CASES, SEEDS, STEPS, SIZE = "1-5", "3", 30, 48
+DONE = 4
+"""Fits that are done when the scheduler is killed."""
 PATIENCE_S = 900.0
 
 
@@ -77,7 +79,7 @@ def killed(work: Path, out: Path) -> dict[str, float]:
     victim = next(filter(under_way, sorted((out / "fits").glob("*"))))
     for pid, _ in (claims.holder(victim) or {"pids": []})["pids"]:
         os.kill(pid, signal.SIGKILL)
-    wait(out, lambda fits: sum(map(is_done, fits)) >= 4)
+    wait(out, lambda fits: sum(map(is_done, fits)) >= DONE)
     first.kill()
     first.wait()
     return measured(command(work, out, 2))
