@@ -42,7 +42,8 @@ class Transform:
 
         Of splines: a table of the voxels' centres, where it is exact (and of their faces, where it is finer).
         """
-        field = self.map.field if isinstance(self.map, DisplacementMap) else None
+        own = getattr(self, "map", None)  # a stored transform has no map
+        field = own.field if isinstance(own, DisplacementMap) else None
         lines = voxel_lines(self.domain, halves=level > 0)
         if not isinstance(field, SplineField) or lines is None or nodes_of(lines) > MOST_NODES:
             return None
