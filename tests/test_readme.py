@@ -148,11 +148,13 @@ def test_there_are_blocks_of_all_languages() -> None:
 
 
 def test_options_and_files_in_the_text_exist() -> None:
+    from medinr.commands.cohort import make_parser as cohort_parser
     from medinr.commands.register_cli import register_parser
 
     known = set(re.findall(r"--[\w-]+", register_parser().format_help()))
     for option in re.findall(r"`(--[\w-]+)", README[README.index("## Register") : README.index("## Carry")]):
         assert option in known, option
+    known |= set(re.findall(r"--[\w-]+", cohort_parser().format_help()))
     known |= {"--trainer", "--checkpoint_steps", "--ckpt_path"}  # of `fit`, where blocks and tests use them
     for option in re.findall(r"`(--[\w-]+)", README[README.index("## What else") : README.index("## Add")]):
         assert option in known, option
