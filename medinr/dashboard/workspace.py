@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlparse
@@ -20,6 +21,11 @@ def available() -> bool:
     return find_spec("wandb_workspaces") is not None
 
 
+def _package(name: str) -> Any:
+    """A module of it; it says nothing of its types, whether it is there or not."""
+    return import_module(f"wandb_workspaces.{name}")
+
+
 def build(spec: Mapping[str, Any], entity: str) -> Any:
     """The ``wandb_workspaces.workspaces.Workspace`` of a specification; nothing is sent.
 
@@ -27,8 +33,7 @@ def build(spec: Mapping[str, Any], entity: str) -> Any:
         spec: see `medinr.dashboard.specification`.
         entity: user or team that owns it.
     """
-    import wandb_workspaces.workspaces as ws
-
+    ws = _package("workspaces")
     sections = [
         ws.Section(name=str(section["name"]), is_open=i < 4, panels=[_panel(panel) for panel in section["panels"]])
         for i, section in enumerate(spec["sections"])
@@ -44,8 +49,7 @@ def build(spec: Mapping[str, Any], entity: str) -> Any:
 
 
 def _panel(panel: Mapping[str, Any]) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
+    wr = _package("reports.v2")
     kind, title = panel["kind"], panel.get("title")
     size: dict[str, Any] = {}
     if kind in SIZES:
@@ -86,8 +90,8 @@ def upload(spec: Mapping[str, Any]) -> str:
     if not available():
         raise UserError(f"the package wandb-workspaces: expected to be installed, found nothing; {INSTALL}")
     import wandb
-    import wandb_workspaces.workspaces as ws
 
+    ws = _package("workspaces")
     try:
         entity = spec.get("entity") or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
         if not entity:
