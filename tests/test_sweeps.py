@@ -73,7 +73,7 @@ def test_a_run_of_the_sweep_logs_its_metric(path: Path, tmp_path: Path, monkeypa
     assert cli.main(["phantom", layout, "--out", f"data/{layout}", *SMALL[layout].split()]) == 0
     # In a process of its own: wandb reads the agent's variables once in a process.
     words = [sys.executable, "-m", "medinr.cli", *command(sweep, point)[2:], *FEW.split()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     [run] = runs.runs_of(tmp_path / "runs", path.stem)
     with (run / "metrics.csv").open(newline="") as stream:
