@@ -18,6 +18,7 @@ from medinr.cohorts.launchers import Launcher
 from medinr.cohorts.schedule import Schedule
 from medinr.cohorts.state import JOB, LAST, is_done, read_state, write_json
 from medinr.errors import UserError
+from tests.medinr.test_cohorts_schedule import steps_of
 from tests.medinr.tiny_runs import ROOT, environment
 
 FAKE = Path(__file__).with_name("fake_fit.py")
@@ -46,11 +47,6 @@ def make(tmp_path: Path) -> Make:
         return found
 
     return folders
-
-
-def steps_of(folder: Path) -> list[int]:
-    [last] = folder.glob(f"*/*/{LAST}")
-    return [int(line) for line in last.read_text(encoding="utf-8").split()]
 
 
 def wait_for_steps(folder: Path, n: int = 2) -> None:
