@@ -149,13 +149,26 @@ class _AddToValue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, channels: Tensor, bias: Tensor) -> Tensor:
-        channels[0] += bias
+        channels[0] += bias.unsqueeze(-2)
         ctx.mark_dirty(channels)
         return channels
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return grads[0], grads[0][0].sum(0)
+        return grads[0], grads[0][0].sum(-2)
+
+
+def linear_batched(jet: Jet, weight: Tensor, bias: Tensor, hidden: bool = False) -> Jet:
+    """`linear` of B networks at once: channels [1 + k + m, B, N, in], weight [B, out, in], bias [B, out].
+
+    One batched product. The channels of the result lie in memory as [B, 1 + k + m, N, out], which is what the next
+    product takes without a copy.
+    """
+    channels = jet.channels.movedim(1, 0)
+    b, c, n, _ = channels.shape
+    y = product(channels.reshape(b, c * n, -1), weight, hidden and jet.order < 2)
+    y = y.view(b, c, n, -1).movedim(0, 1)
+    return replace(jet, channels=_AddToValue.apply(y, bias))  # type: ignore[no-untyped-call]
 
 
 def sine(jet: Jet) -> Jet:
@@ -170,7 +183,9 @@ class _Sine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, k: int, pairs: tuple[Pair, ...]) -> Tensor:
         s, c = torch.sin(z[0]), torch.cos(z[0])
-        y = z.new_empty(1 + k + len(pairs), *z.shape[1:])
+        # In the memory order of the input, which is that of several networks where it comes from `linear_batched`.
+        order = sorted(range(z.ndim), key=z.stride, reverse=True)
+        y = torch.empty_permuted((1 + k + len(pairs), *z.shape[1:]), order, dtype=z.dtype, device=z.device)
         y[0] = s
         if k:
             torch.mul(z[1 : 1 + k], c, out=y[1 : 1 + k])
