@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,25 @@ class Claim:
 
     def _write(self) -> None:
         write_json(self.path, self.record)
+
+
+class Several:
+    """The claims on a batch and its fits, held as one; see `Claim`."""
+
+    def __init__(self, each: Sequence[Claim]) -> None:
+        self.each = list(each)
+
+    def add(self, pid: int) -> None:
+        for claim in self.each:
+            claim.add(pid)
+
+    def renew(self) -> bool:
+        held = [claim.renew() for claim in self.each]  # every one of them, also after one that is lost
+        return all(held)
+
+    def release(self) -> None:
+        for claim in self.each:
+            claim.release()
 
 
 def take(folder: Path) -> Claim | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medinr.cohorts.launchers import shared_threads
-from medinr.cohorts.worker import LONGEST, Work
+from medinr.cohorts.worker import LONGEST, Work, work_of
 from medinr.errors import UserError
 
 CLUSTERS = ("slurm", "local", "debug")
@@ -54,7 +54,7 @@ class Task:
         self.work: Work | None = None
 
     def __call__(self) -> str:
-        self.work = Work(Path(self.folder), self.threads)
+        self.work = work_of(self.folder, self.threads)
         try:
             return self.work.run()
         except Exception as error:  # submitit's debug executor would open a debugger
@@ -235,8 +235,8 @@ def _function() -> Any:
 
         sys.path += [path for path in paths if path not in sys.path]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        from medinr.cohorts.worker import Work
+        from medinr.cohorts.worker import work_of
 
-        return Work(folder, threads).run()
+        return work_of(folder, threads).run()
 
     return fit

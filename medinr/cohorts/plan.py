@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from medinr.callbacks.runs import load_yaml
-from medinr.cohorts.state import JOB, read_json, write_json
+from medinr.cohorts import claims
+from medinr.cohorts.state import JOB, STATE, is_done, read_json, run_of, write_json
 from medinr.errors import UserError
 
-PLAN, CONFIGS, FITS = "cohort.json", "configs", "fits"
+PLAN, CONFIGS, FITS, BATCHES = "cohort.json", "configs", "fits", "batches"
+BATCH_COMMAND = ("-m", "medinr.commands.batch")
 CASE = "{case}"
 """Stands for the case in an override, for data whose cases are files or folders."""
 OWN = {"seed_everything": "--seeds", "runs": "--out", "out": "--out", "ckpt_path": "nothing", "config": "--config"}
@@ -254,3 +256,36 @@ def write_plan(
 
 def folder_of(out: Path, fit: Fit) -> Path:
     return out.absolute() / FITS / fit.name
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def make_batches(out: Path, fits: Sequence[Fit], size: int) -> list[list[Fit]]:
+    """Groups of at most ``size`` fits of one setting. A fit that is done, that somebody works on, or that has a
+    checkpoint is in none of them; neither is one that would be alone."""
+
+    def is_new(fit: Fit) -> bool:
+        folder = folder_of(out, fit)
+        return not is_done(folder) and run_of(folder) is None and claims.holder(folder) is None
+
+    new: dict[str, list[Fit]] = {}
+    for fit in fits:
+        if is_new(fit):
+            new.setdefault(fit.setting, []).append(fit)
+    groups = [some[i : i + size] for some in new.values() for i in range(0, len(some), size)]
+    return [group for group in groups if len(group) > 1]
+
+
+def write_batches(out: Path, groups: Sequence[Sequence[Fit]]) -> dict[str, Path]:
+    """Write the job.json of each batch; returns their folders by name."""
+    found = {}
+    for group in groups:
+        names = [fit.name for fit in group]
+        name = f"batch-{len(group)}-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
+        folder = found[name] = out.absolute() / BATCHES / name
+        members = [str(folder_of(out, fit)) for fit in group]
+        cwd = read_json(Path(members[0]) / JOB).get("cwd", str(Path.cwd()))
+        write_json(folder / JOB, {"members": members, "command": [sys.executable, *BATCH_COMMAND], "cwd": cwd})
+        (folder / STATE).unlink(missing_ok=True)  # of an earlier call, whose fits were deleted since
+    return found

@@ -1,4 +1,4 @@
-"""``python -m medinr.cohorts.worker FOLDER``: one fit of a cohort, by the commands that a person would type.
+"""``python -m medinr.cohorts.worker FOLDER``: one job of a cohort, by the commands that a person would type.
 
 `medinr fit` and `medinr test` run as child processes, one after the other, with everything they say in log.txt. The
 worker holds the claim (see `medinr.cohorts.claims`), renews it, and hands on SIGINT and SIGTERM once, so that a fit
@@ -61,7 +61,7 @@ class Work:
         self.folder, self.threads = Path(folder), threads
         self.job = read_json(self.folder / JOB)
         self._child: subprocess.Popen[bytes] | None = None
-        self._claim: claims.Claim | None = None
+        self._claim: Any = None
         self._stopped: int | None = None
 
     def run(self) -> Outcome:
@@ -119,9 +119,14 @@ class Work:
         return error
 
     def _command(self, claim: claims.Claim, name: str, *more: str) -> str | None:
+        return self._execute(
+            claim, [*self.job["command"], name, *self.job["arguments"], "--runs", str(self.folder), *more]
+        )
+
+    def _execute(self, claim: Any, words: list[str]) -> str | None:
+        """Run a command; the error, "" when all went well, None when it was stopped."""
         if self.stopped():
             return None
-        words = [*self.job["command"], name, *self.job["arguments"], "--runs", str(self.folder), *more]
         with (self.folder / LOG).open("ab") as log:
             log.write(f"$ {' '.join(words)}\n".encode())
             log.flush()
@@ -144,7 +149,7 @@ class Work:
             log.seek(at)
             return error_of(log.read().decode("utf-8", errors="replace"), code)
 
-    def _wait(self, claim: claims.Claim, child: "subprocess.Popen[bytes]") -> int:
+    def _wait(self, claim: Any, child: "subprocess.Popen[bytes]") -> int:
         while True:
             try:
                 return child.wait(claims.BEAT_S)
@@ -191,6 +196,42 @@ class Work:
                 signal.signal(number, handler)
 
 
+class BatchWork(Work):
+    """One attempt at the fits of a batch's folder, as `medinr.cohorts.plan.write_batches` made it.
+
+    One child fits them as one; each fit's checkpoint goes into its own run folder at every epoch. What is left of a fit
+    then, its results or, if the batch was broken off, its last steps, is a work of its own.
+    """
+
+    def _fit_and_test(self, claim: Any) -> str | None:
+        begin = time.perf_counter()
+        fits: dict[Path, claims.Claim] = {}
+        for folder in map(Path, self.job["members"]):
+            if not is_done(folder) and run_of(folder) is None and (own := claims.take(folder)) is not None:
+                fits[folder] = own
+        members = claims.Several(list(fits.values()))
+        self._claim = together = claims.Several([claim, *fits.values()])
+        try:
+            for folder in fits:
+                discard_unstarted(folder)
+            if fits:
+                words = [*self.job["command"], str(self.folder), *(folder.name for folder in fits)]
+                error = self._execute(together, words)
+                if error != "":
+                    return error
+            write_state(self.folder, "done", time.perf_counter() - begin)
+            return ""
+        finally:
+            self._end_child()
+            members.release()
+
+
+def work_of(folder: str | Path, threads: int | None = None) -> Work:
+    """The attempt that a folder's job.json asks for: at one fit, or at those of a batch."""
+    kind = BatchWork if "members" in read_json(Path(folder) / JOB) else Work
+    return kind(folder, threads)
+
+
 @contextmanager
 def _ignored() -> Iterator[None]:
     """What is started inside ignores the signals by which SLURM announces the end to every process of a job, and which
@@ -209,4 +250,4 @@ def _ignored() -> Iterator[None]:
 CODES: dict[Outcome, int] = {"done": 0, "failed": 1, "claimed": 3, "stopped": 130}
 
 if __name__ == "__main__":
-    sys.exit(CODES[Work(Path(sys.argv[1])).run()])
+    sys.exit(CODES[work_of(sys.argv[1]).run()])

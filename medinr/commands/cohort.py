@@ -19,12 +19,14 @@ from medinr.cohorts.plan import (
     check_same,
     copies,
     folder_of,
+    make_batches,
     plan,
     seed_values,
     setting_axes,
+    write_batches,
     write_plan,
 )
-from medinr.cohorts.schedule import Schedule, Tell
+from medinr.cohorts.schedule import Outcome, Schedule, Tell
 from medinr.cohorts.state import read_state, run_of
 from medinr.cohorts.table import FITS, PAGE, SUMMARY, headline, write_tables
 from medinr.cohorts.tracking import log_cohort
@@ -51,6 +53,9 @@ mean, spread and percentiles, OUT/cohort.md both to read.
 --data.KEY, --model.KEY, --trainer.KEY, --checkpoint_steps and --wandb go to every fit. The case goes to
 --data.case, or takes the place of {CASE} in any of them (--data.root 'scans/{CASE}' --cases anna,bert).
 --set KEY=V1,V2 makes fits with each value; several --set, with each combination.
+
+--batch N steps N pairs as one in each process (plain SIREN networks, PairRegistration, one setting),
+which pays on a GPU; what a batch that was broken off has kept goes on one by one.
 
 --launcher slurm submits an array by submitit, whose parameters are options: --option timeout_min=60
 --option slurm_partition=gpu; --option cluster=local or cluster=debug try it without SLURM.
@@ -89,6 +94,7 @@ def cohort(
     dry_run: bool = False,
     command: Sequence[str] = (),
     tell: Tell = print,
+    batch: int = 1,
 ) -> CohortResult:
     """Fit an experiment to many cases with many seeds, each fit in a process of its own, and write one table.
 
@@ -107,6 +113,8 @@ def cohort(
         dry_run: say what would be done, and do nothing.
         command: what runs instead of ``python -m medinr.cli``.
         tell: is given one line for each fit that ends.
+        batch: fits that share a process, stepped as one (`medinr.methods.batched`); 1: each has its own. A fit that has
+            a checkpoint, of a batch that was broken off too, goes on alone.
 
     Raises:
         UserError: anything that no fit could be run with; nothing is written then.
@@ -115,6 +123,8 @@ def cohort(
     configs = [Path(c) for c in ([config] if isinstance(config, str | Path) else config)]
     if workers < 1 or (threads is not None and threads < 1):
         raise UserError(f"--workers, --threads: expected 1 or more, got {workers} and {threads}")
+    if batch < 1:
+        raise UserError(f"--batch: expected 1 or more, got {batch}")
     if launcher not in LAUNCHERS:
         raise UserError(f"--launcher: expected one of {', '.join(LAUNCHERS)}, got {launcher}")
     place = Path(out or Path("runs") / "cohorts" / configs[-1].stem)
@@ -127,7 +137,7 @@ def cohort(
     check_same(place, configs, overrides)
     fits = plan(copies(place, configs), overrides, chosen, given, axes)
     begun = [fit for fit in fits if read_state(folder_of(place, fit))["state"] != "done"]
-    tracked = False if command else check_fits(begun, configs, place)
+    tracked = False if command else check_fits(begun, configs, place, batch > 1)
     if dry_run:
         for fit in fits:
             tell(f"{fit.name}: {present(folder_of(place, fit))}")
@@ -136,13 +146,10 @@ def cohort(
     engine = make_launcher(launcher, workers, threads, options or {}, place, f"medinr-{configs[-1].stem}")
     try:
         write_plan(place, configs, overrides, fits, command)
-        schedule = Schedule({fit.name: folder_of(place, fit) for fit in fits}, engine, tell)
-        with _sigterm_interrupts():
-            try:
-                outcome = schedule.run()
-            except KeyboardInterrupt:
-                _stop(schedule)
-                raise
+        if batch > 1 and (folders := write_batches(place, make_batches(place, fits, batch))):
+            tell(f"{len(folders)} batch(es) of up to {batch} fits; then the results of each fit")
+            _run(Schedule(folders, engine, lambda line: tell(f"  {line}")))
+        outcome = _run(Schedule({fit.name: folder_of(place, fit) for fit in fits}, engine, tell))
     finally:
         engine.close()
     limits = dict(fail_above or {})
@@ -152,6 +159,16 @@ def cohort(
         asked["experiment"] = configs[-1].stem  # by which `medinr dashboard` finds it
         log_cohort(place, f"cohort/{place.name}", asked, summary)
     return CohortResult(place, outcome.done, outcome.failed, summary)
+
+
+def _run(schedule: Schedule) -> Outcome:
+    """Run a schedule; after Ctrl-C its fits keep their states."""
+    with _sigterm_interrupts():
+        try:
+            return schedule.run()
+        except KeyboardInterrupt:
+            _stop(schedule)
+            raise
 
 
 def _stop(schedule: Schedule) -> None:
@@ -188,9 +205,9 @@ def present(folder: Path) -> str:
     return f"would {what}" + (f" (failed before: {state['error']})" if state["state"] == "failed" else "")
 
 
-def check_fits(fits: Sequence[Fit], configs: Sequence[Path], out: Path) -> bool:
+def check_fits(fits: Sequence[Fit], configs: Sequence[Path], out: Path, batch: bool = False) -> bool:
     """Read the configuration and look for the files of each case with the first setting, and of the first case with
-    each setting, as `medinr fit` will.
+    each setting, as `medinr fit` will; with ``batch``, whether they can be fitted as one.
 
     Returns:
         Whether Weights & Biases is asked for.
@@ -212,6 +229,10 @@ def check_fits(fits: Sequence[Fit], configs: Sequence[Path], out: Path) -> bool:
         words = [originals.get(word, word) for word in fit.arguments]
         try:
             cli = _checked(words)
+            if batch:
+                from medinr.commands.batch import check_cli
+
+                check_cli(cli)
         except (argparse.ArgumentError, UserError) as error:
             where = f" (case {fit.case})" if fit.case is not None else ""
             raise UserError(f"{explain(error, 'fit', words)}{where}") from None
@@ -291,6 +312,7 @@ def make_parser() -> Any:
     parser.add_argument(
         "--threads", type=int | None, default=None, help="of each fit (default: its share of the cores)"
     )
+    parser.add_argument("--batch", type=int, default=1, help="fits of a process, stepped as one (needs --wandb false)")
     parser.add_argument("--option", type=str, action="append", help="KEY=VALUE for submitit or Ray")
     parser.add_argument("--out", type=str | None, default=None, help="folder (default: runs/cohorts/NAME)")
     parser.add_argument(
@@ -324,6 +346,7 @@ def main(args: list[str]) -> int:
             limits_of(given.fail_above or []),
             given.dry_run,
             tell=lambda line: print(line, flush=True),
+            batch=given.batch,
         )
     except KeyboardInterrupt:
         print("medinr: stopped; the same command goes on from there", file=sys.stderr)
