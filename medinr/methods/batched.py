@@ -182,28 +182,34 @@ class BatchedRegistration(lightning.LightningModule):
         patch = self._first.similarity.offsets(level.smoothing_mm) is not None
         shares_jet = any(r.order == 1 and r.directions == "exact" for r in penalties.values())
         u = self.field.jet(batched_seed(x, 1 if patch or shares_jet else 0))
-        similarity, overlap, outside = self.compare(x, u)
+        found = [self.compare(x[part], Jet(u.channels[:, part], u.k, u.pairs), part) for part in self._parts()]
+        similarity, overlap, outside = (torch.cat(values) for values in zip(*found, strict=True))
         raw = {name: self.penalty(r, x, u) for name, r in penalties.items()}
         terms = {"similarity": similarity, "outside": self._first.overlap_weight * outside}
         terms |= {name: penalties[name].weight * value for name, value in raw.items()}
         return terms, {"overlap": overlap, **{f"raw/{k}": v.detach() for k, v in raw.items()}}
 
-    def compare(self, x: Tensor, u: Jet) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarity, overlap and distance outside, [B] each, as `INRMixin.compare` has them."""
+    def _parts(self) -> list[slice]:
+        """The pairs that are compared at once: all, but on a CPU one, whose samples stay in the cache."""
+        return [slice(b, b + 1) for b in range(len(self))] if self.device.type == "cpu" else [slice(None)]
+
+    def compare(self, x: Tensor, u: Jet, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarity, overlap and distance outside of some pairs, as `INRMixin.compare` has them."""
         i, similarity = self.level_index(), self._first.similarity
         offsets = similarity.offsets(self._first.levels[i].smoothing_mm)
-        target, source = _apply(self.to_moving, x + u.value), _apply(self.to_fixed, x)
-        outside = self._outside(target, _apply(self.to_moving, x))
+        to_moving, to_fixed = self.to_moving[part], self.to_fixed[part]
+        target, source = _apply(to_moving, x + u.value), _apply(to_fixed, x)
+        outside = self._outside(target, _apply(to_moving, x), part)
         if offsets is not None:
-            d = self._offsets(offsets.to(x)) @ self.to_normalised[:, :3, :3].mT
-            source = source[:, :, None] + (d @ self.to_fixed[:, :3, :3].mT)[:, None]
+            d = self._offsets(offsets.to(x))[part] @ self.to_normalised[part, :3, :3].mT
+            source = source[:, :, None] + (d @ to_fixed[:, :3, :3].mT)[:, None]
             assert u.first is not None
             carried = d[:, None] + torch.einsum("ibnc,bpi->bnpc", u.first, d)
-            target = target[:, :, None] + carried @ self.to_moving[:, None, :3, :3].mT
-        weight = self._weight(source, target)
+            target = target[:, :, None] + carried @ to_moving[:, None, :3, :3].mT
+        weight = self._weight(source, target, part)
         with torch.no_grad():
-            fixed = _sampled(self.fixed[i], source)
-        moved = _sampled(self.moving[i], target)
+            fixed = _sampled(self.fixed[i][part], source)
+        moved = _sampled(self.moving[i][part], target)
         score = torch.vmap(lambda f, m, w: similarity(f, m, w))
         losses = [score(f, m, weight) for f, m in zip(fixed.unbind(1), moved.unbind(1), strict=True)]
         return torch.stack(losses).mean(0), weight.flatten(1).mean(1), outside
@@ -216,9 +222,9 @@ class BatchedRegistration(lightning.LightningModule):
         return torch.stack(each)
 
     @torch.no_grad()
-    def _weight(self, source: Tensor, target: Tensor) -> Tensor:
-        weight = _inside(source, self.fixed_size) & _inside(target, self.moving_size)
-        for b, method in enumerate(self.fits):
+    def _weight(self, source: Tensor, target: Tensor, part: slice) -> Tensor:
+        weight = _inside(source, self.fixed_size[part]) & _inside(target, self.moving_size[part])
+        for b, method in enumerate(self.fits[part]):
             if method.moving_mask is not None:
                 weight[b] &= nearest(method.moving_mask, target[b])
             for excluded, voxels in ((method.fixed_exclude, source), (method.moving_exclude, target)):
@@ -226,9 +232,9 @@ class BatchedRegistration(lightning.LightningModule):
                     weight[b] &= ~nearest(excluded, voxels[b])
         return weight.to(target.dtype)
 
-    def _outside(self, target: Tensor, start: Tensor) -> Tensor:
-        upper = self.moving_size[:, None] - 1
-        step = self.to_moving[:, :3, :3].norm(dim=2).reciprocal() * self.unit_mm[:, None]
+    def _outside(self, target: Tensor, start: Tensor, part: slice) -> Tensor:
+        upper = self.moving_size[part, None] - 1
+        step = self.to_moving[part, :3, :3].norm(dim=2).reciprocal() * self.unit_mm[part, None]
         beyond = ((-target).clamp(min=0) + (target - upper).clamp(min=0)) * step[:, None]
         slack = torch.where(upper > 0, 0.0, 0.5).to(upper)
         was_inside = ((start >= -slack) & (start <= upper + slack)).all(-1)
@@ -249,8 +255,8 @@ class BatchedRegistration(lightning.LightningModule):
         factors = [self.unit, *[ones] * u.k, *[1 / self.unit] * len(u.pairs)][: len(u.channels)]
         scaled = u.channels * torch.stack(factors)[..., None, None]
         k, pairs, basis = u.k, u.pairs, u.basis
-        raw: Tensor = torch.vmap(lambda c: regularizer(Jet(c, k, pairs, basis)), in_dims=1)(scaled)
-        return raw
+        each = torch.vmap(lambda c: regularizer(Jet(c, k, pairs, basis)), in_dims=1)
+        return torch.cat([each(scaled[:, part]) for part in self._parts()])
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------
 
