@@ -23,6 +23,8 @@ AGES = 9
 LOOK_EVERY = 10
 """Steps between two looks at the points that were held out."""
 MOST_HELD = 8192
+TURNS = 40
+"""Steps that turn a brain of the atlas onto a scan before its age is chosen."""
 
 
 class Adaptable(Decodes, Protocol):
@@ -107,10 +109,14 @@ def adapt_scan(
         seed: of the points.
     """
     sampler = atlas.sampler(scan)
-    centre, _, _ = placement(brain(scan), scan.domain)
+    centre, extent, _ = placement(brain(scan), scan.domain)
     task = _Task(atlas, sampler, held_out, seed)
     values = {k: v for k, v in (known or {}).items() if not math.isnan(v)}
-    starts = [replace(start, centre=centre)] if start is not None else _starts(atlas, task, values, centre, restarts)
+    starts = (
+        [replace(start, centre=centre)]
+        if start is not None
+        else _starts(atlas, task, values, centre, extent, fit, restarts)
+    )
     found = []
     for i in range(restarts):
         generator = torch.Generator().manual_seed(seed + 7919 * i)
@@ -162,21 +168,62 @@ class _Task:
             total.append(weighted_l1(out, values.to(device), self.weight.to(device)) * len(values))
         return torch.stack(total).sum() / len(drawn.values)
 
+    @torch.no_grad()
+    def miss(self, latent: Latent) -> float:
+        """The loss at a few of the points that were held out."""
+        return float(self.loss(self.few, _moved(latent, _device(self.atlas))))
 
-@torch.no_grad()
-def _starts(atlas: Adaptable, task: _Task, values: Mapping[str, float], centre: Tensor, count: int) -> list[Latent]:
-    """The ages of the atlas that fit best as they are, best first; one where the age is known."""
+
+def _starts(
+    atlas: Adaptable,
+    task: _Task,
+    values: Mapping[str, float],
+    centre: Tensor,
+    extent: Tensor,
+    fit: Sequence[Part],
+    count: int,
+) -> list[Latent]:
+    """The ages of the atlas that fit best as they are, best first; one where the age is known.
+
+    A pose that can stretch starts with the scan's own size, as those of training did: else the size would be taken for
+    the age's.
+    """
+
+    def placed(latent: Latent) -> Latent:
+        pose = latent.pose.clone()
+        if "pose" in fit and len(pose) > RIGID and "stretch" in atlas.state:
+            pose[RIGID : RIGID + 3] = torch.tensor(atlas.state["stretch"]) - extent.log()
+        return replace(latent, centre=centre, pose=pose)
+
     time, told = atlas.time, [c.name for c in atlas.told]
     given = {k: v for k, v in values.items() if k in told}
     if time is None or not time.high > time.low:
-        return [replace(atlas.at(None, given), centre=centre)]
+        return [placed(atlas.at(None, given))]
     if time.name in values:
-        return [replace(atlas.at(values[time.name], given), centre=centre)]
+        return [placed(atlas.at(values[time.name], given))]
     ages = torch.linspace(time.low, time.high, AGES).tolist()
-    tried = [replace(atlas.at(age, given), centre=centre) for age in ages]
-    losses = [float(task.loss(task.few, _moved(latent, _device(atlas)))) for latent in tried]
-    order = sorted(range(len(tried)), key=losses.__getitem__)
-    return [tried[i] for i in order[: max(1, min(count, 3))]]
+    tried = [placed(atlas.at(age, given)) for age in ages]
+    # What fits best as it lies may be a head that is turned likewise: it is turned, and all ages are tried again.
+    if {"pose", "rigid"} & set(fit):
+        pose = _turned(atlas, task, min(tried, key=task.miss))
+        tried = [replace(latent, pose=pose) for latent in tried]
+    return sorted(tried, key=task.miss)[: max(1, min(count, 3))]
+
+
+def _turned(atlas: Adaptable, task: _Task, start: Latent) -> Tensor:
+    """The pose that turns and shifts a brain of the atlas onto the scan."""
+    latent = _moved(start, _device(atlas))
+    still = torch.zeros_like(latent.pose)
+    still[:RIGID] = 1
+    turn = torch.zeros_like(latent.pose, requires_grad=True)
+    optimizer = torch.optim.Adam([turn], lr=10 * atlas.pose_lr)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(TURNS):
+        optimizer.param_groups[0]["lr"] = 10 * atlas.pose_lr * (1 - step / TURNS)
+        loss = task.loss(task.draw(2048, generator), replace(latent, pose=latent.pose + still * turn))
+        (turn.grad,) = torch.autograd.grad(loss, turn)
+        optimizer.step()
+    return (latent.pose + still * turn).detach().cpu()
 
 
 def _fit(

@@ -1,5 +1,6 @@
 """What an atlas knows of one brain, real or made up, and statistics over many of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -75,6 +76,38 @@ def mean_latent(latents: Sequence[Latent], weights: Tensor) -> Latent:
     encoded = torch.stack([w * latent.encoded for latent, w in chosen]).sum(0)
     pose = torch.stack([w * shape_part(latent.pose) for latent, w in chosen]).sum(0)
     return Latent(code, encoded, pose, torch.zeros_like(latents[0].centre))
+
+
+def condition_effects(
+    latents: Sequence[Latent], times: Tensor, sigma: float, degree: int, columns: Sequence[int], ridge: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """How codes and shapes change with some conditions while the time stays: [q, D, k, k, k] and [q, p].
+
+    A decoder that is told a condition need not listen: its codes are free to hold the same thing, and their mean over
+    all scans then holds the mean of it. What they hold is a partially linear model (Robinson, Econometrica 1988),
+
+        z_i = g(t_i) + B c_i + e_i:
+
+    B is the least-squares slope of what the kernel over time leaves of the codes, on what it leaves of the conditions.
+
+    Args:
+        latents: of the scans.
+        times: [S]; scans whose time is NaN do not count.
+        sigma, degree: of the kernel (`kernel_weights`).
+        columns: which of the numbers in ``encoded``.
+        ridge: penalty of B, relative to the mean variance of the columns.
+    """
+    scans = [i for i, time in enumerate(times.tolist()) if not math.isnan(time)]
+    shapes = [latents[0].code.shape, latents[0].pose.shape]
+    told = torch.stack([latents[i].encoded[list(columns)] for i in scans]).double()
+    known = torch.stack([torch.cat((latents[i].code.flatten(), shape_part(latents[i].pose))) for i in scans]).double()
+    weights = torch.stack([kernel_weights(times, float(times[i]), sigma, degree)[scans] for i in scans]).double()
+    c, z = told - weights @ told, known - weights @ known
+    gram = c.mT @ c
+    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-9)
+    effects = torch.linalg.solve(gram, c.mT @ z).float()
+    code, pose = effects.split([shapes[0].numel(), shapes[1].numel()], 1)
+    return code.reshape(-1, *shapes[0]), pose
 
 
 def between(one: Latent, other: Latent, share: float) -> Latent:

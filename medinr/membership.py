@@ -1,6 +1,6 @@
 """The scans that an atlas knows, its mean at any time, and the decoder's answer for any of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from medinr.data.scan_points import ScanPoints
 from medinr.errors import UserError
 from medinr.fields.modulated import ModulatedSIREN
 from medinr.fields.poses import PoseKind, move, pose_size
-from medinr.latents import Latent, kernel_weights, mean_latent
+from medinr.latents import Latent, condition_effects, kernel_weights, mean_latent
 
 
 class Members:
@@ -31,6 +31,7 @@ class Members:
     time_name: str | None
     sigma: float
     degree: Literal[0, 1]
+    effects: bool
     pose_kind: PoseKind
     control: int
     code_std: float
@@ -135,7 +136,31 @@ class Members:
             asked.setdefault(self.time.name, time)
         given = encode(self.told, asked)
         encoded = torch.where(given.isnan(), found.encoded, given)
-        return Latent(found.code, encoded, found.pose, found.centre)
+        code, pose = found.code, found.pose
+        if self.effects and set(asked) & set(self._others):
+            columns = self._columns(self._others)
+            dates = torch.zeros_like(times) if time is None else times
+            codes, poses = condition_effects(self.members(), dates, self.sigma, self.degree, columns)
+            # A condition that was not asked for is the weighted mean: its change is 0.
+            change = (encoded - found.encoded)[columns]
+            code, pose = code + torch.tensordot(change, codes, 1), pose + change @ poses
+        return Latent(code, encoded, pose, found.centre)
+
+    def _columns(self, names: Iterable[str]) -> list[int]:
+        """Where explicit conditions lie among their numbers."""
+        found: list[int] = []
+        at = 0
+        for condition in self.told:
+            size = encoded_size(condition)
+            if condition.name in names:
+                found += range(at, at + size)
+            at += size
+        return found
+
+    @property
+    def _others(self) -> list[str]:
+        """The explicit conditions but the time."""
+        return [c.name for c in self.told if c != self.time]
 
     def members(self) -> list[Latent]:
         """All scans that the atlas knows."""

@@ -53,6 +53,8 @@ class ConditionalAtlas(Members, Method):
         time: the condition that atlases are made along (None: the first continuous one).
         sigma: standard deviation of the kernel over time, in its units (published 0.5 weeks).
         degree: 0, kernel mean as published, or 1, local linear regression (see `medinr.latents.kernel_weights`).
+        effects: let the mean code follow the conditions that are asked for (see `medinr.latents.condition_effects`; as
+            published, the decoder alone is told of them).
         pose: ``rigid`` as published, ``affine`` or ``spline``. Affine poses start with the scans' sizes.
         control: control points along each axis of a spline pose.
         label_weight: of the cross-entropy (published 1).
@@ -84,6 +86,7 @@ class ConditionalAtlas(Members, Method):
         time: str | None = None,
         sigma: float = 0.5,
         degree: Literal[0, 1] = 0,
+        effects: bool = False,
         pose: PoseKind = "rigid",
         control: int = 5,
         label_weight: float = 1.0,
@@ -115,7 +118,7 @@ class ConditionalAtlas(Members, Method):
             )
         self.decoder = decoder
         self.points, self.scans_per_step, self.explicit, self.time_name = points, scans, explicit, time
-        self.sigma, self.degree, self.pose_kind, self.control = sigma, degree, pose, control
+        self.sigma, self.degree, self.effects, self.pose_kind, self.control = sigma, degree, effects, pose, control
         self.label_weight, self.code_weight, self.smooth_weight = label_weight, code_weight, smooth_weight
         self.pose_weight, self.halo, self.halo_mm, self.elsewhere = pose_weight, halo, halo_mm, elsewhere
         self.jitter, self.strip, self.lr, self.code_lr, self.pose_lr = jitter, strip, lr, code_lr, pose_lr
@@ -158,6 +161,7 @@ class ConditionalAtlas(Members, Method):
             "spacing": min(min(domain.spacing) for _, domain in masks),
             "seed": torch.initial_seed() % 2**31,
             "names": names,
+            "stretch": stretch.mean(0).tolist(),
             "centres": [centre.tolist() for centre, _, _ in placed],
             "known": [dict(cohort.known[n]) for n in names],
         }  # fmt: skip

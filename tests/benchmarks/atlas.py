@@ -154,11 +154,11 @@ def phantom(work: Path, steps: int, codes: list[str]) -> None:
         code, nodes = CODES[kind]
         options = ["--data.root", str(root), "--data.test", str(share), "--trainer.max_steps", str(steps)]
         options += ["--model.decoder.code", str(code), "--model.decoder.nodes", str(nodes)]
-        method, wall, used = fitted("cinema_dhcp_best.yaml", f"phantom_{kind}", work, *options)
+        method, wall, used = fitted("cinema_dhcp_best.yaml", f"phantom_{kind}_{steps}", work, *options)
         cost = {"steps": steps, "wall_s": round(wall), "cpu_s": round(used)}
-        if not there(series="phantom", codes=kind):
+        if not there(series="phantom", codes=kind, steps=steps):
             write({"series": "phantom", "codes": kind, **cost, **tested(method, data.cohort, root, work, kind)})
-        if kind == "spatial" and not there(series="phantom_conditions"):
+        if kind == "spatial" and not there(series="phantom_conditions", steps=steps):
             write({"series": "phantom_conditions", **cost, **asked_for(method)})
 
 
@@ -229,6 +229,13 @@ def asked_for(method: ConditionalAtlas) -> Row:
     two = {
         level: render(method, method.at(38.0, {"callosum": float(i)}), domain)
         for i, level in enumerate(callosum.levels)
+    }
+    white = next(int(k) for name, k in known.items() if "white" in name.lower())
+    near = midline(domain, 2.0)
+    row["callosum_ml"] = {
+        level: round(float(((volume.labels == white) & near).sum()) * 0.008, 2)
+        for level, volume in two.items()
+        if volume.labels is not None
     }
     gap = (two["present"].images["T2w"] - two["absent"].images["T2w"]).abs()
     inside = two["present"].inside & two["absent"].inside

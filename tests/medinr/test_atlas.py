@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from medinr import adaptation
 from medinr import latent_statistics as statistics
 from medinr.adaptation import adapt_scan, scan_metrics
 from medinr.atlas_volumes import atlas_domain, central_piece, render
 from medinr.data.base import step_loader
 from medinr.data.cohort import Condition
 from medinr.data.encoded import decode, encode
+from medinr.data.scan_points import brain, placement
 from medinr.errors import UserError
-from medinr.latents import between, kernel_weights, sampled_latent
+from medinr.latents import Latent, between, condition_effects, kernel_weights, sampled_latent
 from medinr.methods import ConditionalAtlas, load_method
 from medinr.metrics.topology import euler_characteristic, topology
 from medinr.space import Domain
@@ -179,6 +182,46 @@ def test_codes_weigh_in_adaptation_as_in_training(fitted: ConditionalAtlas, monk
         return float(found.latent.code.square().mean()) if found.steps else math.nan
 
     assert size(2.0) < 0.9 * size(0.0)
+
+
+def test_a_small_and_turned_head_keeps_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its size alone it would be a younger one: affine poses take the size away, in training and here."""
+    atlas = fit(tiny_atlas.atlas(pose="affine", explicit=["age"]), tiny_atlas.cohort(), 150)
+    scan = tiny_atlas.scan(6, 28.0, shift=9.0, finer=2)
+    found = adapt_scan(atlas, scan, steps=0, points=300)
+    own = placement(brain(scan), scan.domain)[1].log()
+    assert torch.allclose(found.latent.pose[6:9], torch.tensor(atlas.state["stretch"]) - own.float(), atol=1e-5)
+    turned = found.held_out
+    monkeypatch.setattr(adaptation, "TURNS", 0)
+    assert turned < adapt_scan(atlas, scan, steps=0, points=300).held_out
+
+
+def test_effects_are_the_slopes_of_codes_beside_the_time() -> None:
+    """Codes that are a curve over time and a line over two conditions, one of which changes with the time."""
+    generator = torch.Generator().manual_seed(0)
+    times = torch.linspace(20, 40, 60)
+    told = torch.stack((times / 10 - 3, torch.randn(60, generator=generator) + times / 20, (times * 7).sin().sign()), 1)
+    slopes = torch.randn(2, 4, generator=generator)
+    codes = (times / 8).sin()[:, None] + told[:, 1:] @ slopes
+    latents = [Latent(c.view(4, 1, 1, 1), t, torch.zeros(6), torch.zeros(3)) for c, t in zip(codes, told, strict=True)]
+    found, poses = condition_effects(latents, times, 1.0, 1, [1, 2])
+    assert torch.allclose(found.view(2, 4), slopes, atol=0.01) and not poses.any()
+    with_unknown = [replace(latents[0], code=torch.full((4, 1, 1, 1), 99.0)), *latents]
+    times = torch.cat((torch.tensor([math.nan]), times))
+    assert torch.equal(condition_effects(with_unknown, times, 1.0, 1, [1, 2])[0], found)
+
+
+def test_the_mean_code_follows_what_is_asked_for(fitted: ConditionalAtlas) -> None:
+    cohort, method = tiny_atlas.cohort(), tiny_atlas.atlas(explicit=["age", "sex"], effects=True, sigma=20.0)
+    method.size(cohort)
+    with torch.no_grad():
+        for i, code in enumerate(method.codes):  # the code alone knows of the sex
+            code.fill_(1.0 if i % 2 else -1.0)
+    female, male, mean = (method.at(29.0, asked).code for asked in ({"sex": 0.0}, {"sex": 1.0}, {}))
+    assert torch.allclose(female, torch.full_like(female, -1.0), atol=0.05)
+    assert torch.allclose(male, torch.full_like(male, 1.0), atol=0.05)
+    method.effects = False
+    assert torch.equal(method.at(29.0, {"sex": 1.0}).code, mean)
 
 
 def test_made_up_brains(fitted: ConditionalAtlas) -> None:
