@@ -78,7 +78,7 @@ def key(row: Row) -> Task:
 
 
 def modality(pair: str) -> str:
-    return "mr" if pair.startswith("mouse") else "ct"
+    return "mr" if pair.startswith(("mouse", "adult", "fetal")) else "ct"
 
 
 def chosen(rows: list[Row], tool: str, kind: str) -> str:

@@ -88,11 +88,15 @@ def _labels(folder: Path, displacement: torch.Tensor, domain: Domain) -> Found:
     moving = np.asarray(image.dataobj).astype(np.int16)
     to_moving = torch.tensor(np.linalg.inv(image.affine) @ np.loadtxt(folder / "affine.txt"))
     points = transform_points(domain.voxel_to_world, domain.voxels().double())
+    judged = torch.ones(domain.shape, dtype=torch.bool)
+    if (folder / "judged.nii.gz").exists():
+        judged = io.read_mask(folder / "judged.nii.gz", domain)
+    fixed = fixed * judged
     found: Found = {}
     for name, u in (("_initial", torch.zeros_like(displacement)), ("", displacement)):
         at = transform_points(to_moving, points + u.reshape(-1, 3).double()).numpy()
         carried = ndimage.map_coordinates(moving, at.T, order=0, cval=0).reshape(domain.shape)
-        warped = torch.tensor(carried.astype(np.int64))
+        warped = torch.tensor(carried.astype(np.int64)) * judged
         names = [k for k in fixed.unique().tolist() if k]
         overlap = dice(warped, fixed, names)
         distance = [v for v in hd95(warped, fixed, domain, names).values() if not math.isnan(v)]

@@ -15,9 +15,12 @@ FAMILIES = {
     "rbf": "Known radial-basis warps of POPI",
     "popi": "POPI T10 / T60",
     "mouse": "Mouse brains",
+    "adult": "Adult brains, slabs of 18 slices",
+    "fetal": "Fetal brains, weeks 23 to 30",
     "phantom": "Phantom",
 }
-ERROR = {"mouse": ("dice", "hd95_mm"), "popi": ("rms",)}
+LABELS = ("dice", "hd95_mm")
+ERROR = {"mouse": LABELS, "adult": LABELS, "fetal": LABELS, "popi": ("rms",)}
 """Error columns of a family, the first decides; all others: landmarks."""
 LANDMARKS = ("tre_mean", "tre_p95")
 NAMES = {"tre_mean": "TRE mm", "tre_p95": "TRE 95% mm", "dice": "Dice", "hd95_mm": "HD95 mm", "rms": "RMS HU"}

@@ -7,10 +7,11 @@ Writes WORK/pairs/NAME/ with
     fixed.nii.gz, moving.nii.gz    the images that every tool gets
     region.nii.gz                  lungs or labelled brain of the fixed image: where folding is counted
     fixed.csv, moving.csv          landmarks, RAS mm                                     (warps and phantom)
-    fixed_labels.nii.gz, moving_labels.nii.gz, affine.txt                                (mouse)
+    fixed_labels.nii.gz, moving_labels.nii.gz, affine.txt                                (mouse, adult and fetal)
+    judged.nii.gz                  where labels are compared; without it, everywhere                     (adult)
     pair.json                      where it comes from, its split, what was checked
 
-Mouse: ``moving.nii.gz`` has been resampled once through ``affine.txt`` (4 x 4, RAS mm, fixed to moving); the labels of
+Brains: ``moving.nii.gz`` has been resampled once through ``affine.txt`` (4 x 4, RAS mm, fixed to moving); the labels of
 the moving brain are on its own grid and are carried through the affine and the displacement in one step. Everything is
 fixed by the seeds below; a folder that is complete is left alone.
 """
@@ -45,7 +46,11 @@ N_POINTS = 1000
 MICE = [f"mouse_{i}" for i in range(1, 9)]
 WARPS = [f"{kind}_{size}" for kind in pairs_warps.KINDS for size in (10, 20)]
 PHANTOMS = [f"phantom_{i}" for i in range(1, 6)]
-NAMES = [*WARPS, "sliding_14", "popi", *MICE, *PHANTOMS]
+ADULTS = {"adult_1": (34, 36), "adult_2": (36, 39), "adult_3": (39, 34), "adult_4": (32, 38)}
+"""Scans of two persons each, moving onto fixed; the first three persons are those that no learned method has seen."""
+FETUSES = {"fetal_1": (23, 26), "fetal_2": (27, 24), "fetal_3": (25, 30), "fetal_4": (30, 27)}
+"""Weeks of pregnancy, moving onto fixed."""
+NAMES = [*WARPS, "sliding_14", "popi", *MICE, *PHANTOMS, *ADULTS, *FETUSES]
 TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14")
 """Settings are chosen on these; all other pairs are test pairs."""
 
@@ -60,12 +65,43 @@ def mouse(name: str, shared: Path, folder: Path) -> dict[str, Any]:
     files = sorted(f.name for f in (root / "template").glob("*.nii.gz"))
     i = int(name.split("_")[1]) - 1
     names = files[(i + 1) % len(files)], files[i]
-    fixed, moving = (_brain(root, n) for n in names)
+    fixed, moving = (_brain(root / "template" / n, root / "mask" / n) for n in names)
+    labels = [_labels_of(root / "label" / n) for n in names]
+    return {"fixed": names[0], "moving": names[1]} | _write_brains(folder, fixed, moving, labels)
+
+
+def adult(name: str, shared: Path, folder: Path) -> dict[str, Any]:
+    """Slabs of 18 slices of two persons, skulls and all.
+
+    Only 10 slices are labelled. Labels are compared in the fixed image's inner 6 of them, so that no label is missing
+    where a displacement of up to two slices leads.
+    """
+    moving, fixed = (shared / "data" / "adult_t1_slabs" / f"sub-{n:02d}" for n in ADULTS[name])
+    images = [io.read_image(Path(f"{f}_T1w.nii.gz")) for f in (fixed, moving)]
+    labels = [_labels_of(Path(f"{f}_dseg.nii.gz")) for f in (fixed, moving)]
+    found = _write_brains(folder, images[0], images[1], labels)
+    slices = np.flatnonzero((labels[0] > 0).any((0, 2)))[2:-2]
+    judged = np.zeros(labels[0].shape, bool)
+    judged[:, slices] = True
+    io.write_image(folder / "judged.nii.gz", judged, images[0].domain)
+    return {"fixed": fixed.name, "moving": moving.name, "judged_slices": slices.tolist()} | found
+
+
+def fetal(name: str, shared: Path, folder: Path) -> dict[str, Any]:
+    """Two weeks of the CRL templates, brains extracted; labels are the regions of cortex and white matter."""
+    root = shared / "data" / "fetal_crl"
+    moving, fixed = (f"STA{week}" for week in FETUSES[name])
+    images = [_brain(root / f"{n}.nii.gz", root / f"{n}_mask.nii.gz") for n in (fixed, moving)]
+    labels = [_labels_of(root / f"{n}_WMZparc.nii.gz") for n in (fixed, moving)]
+    return {"fixed": fixed, "moving": moving} | _write_brains(folder, images[0], images[1], labels)
+
+
+def _write_brains(folder: Path, fixed: Image, moving: Image, labels: list[NDArray[np.int16]]) -> dict[str, Any]:
+    """The files of a pair with labels, the moving image through the common affine start."""
     affine = affine_start(fixed, moving)
     grid = transform_points(fixed.domain.voxel_to_world, fixed.domain.voxels().double()).numpy()
     target = to_voxels(moving.domain, transform_points(torch.tensor(affine), torch.tensor(grid)).numpy())
     resampled = sample(moving.data[0].numpy(), target, outside=0.0).reshape(fixed.domain.shape)
-    labels = [np.asarray(nib.load(root / "label" / n).dataobj).astype(np.int16) for n in names]  # type: ignore[attr-defined]
     io.write_image(folder / "fixed.nii.gz", fixed.data[0], fixed.domain)
     io.write_image(folder / "moving.nii.gz", resampled.astype(np.float32), fixed.domain)
     io.write_image(folder / "fixed_labels.nii.gz", labels[0], fixed.domain)
@@ -73,14 +109,12 @@ def mouse(name: str, shared: Path, folder: Path) -> dict[str, Any]:
     io.write_image(folder / "region.nii.gz", labels[0] > 0, fixed.domain)
     np.savetxt(folder / "affine.txt", affine, fmt="%.9f")
     carried = ndimage.map_coordinates(labels[1], target.T, order=0, cval=0).reshape(fixed.domain.shape)
-    both = [k for k in np.unique(labels[0]) if k]
+    both = np.intersect1d(*labels)[1:]
     before = np.mean([_dice(labels[1] == k, labels[0] == k) for k in both])
     after = np.mean([_dice(carried == k, labels[0] == k) for k in both])
     return {
-        "fixed": names[0],
-        "moving": names[1],
         "intensities": "99th percentile inside the mask is 1000",
-        "affine": "SimpleITK, correlation of the extracted brains, centres of mass, 4-2-1 pyramid",
+        "affine": "SimpleITK, correlation, centres of mass, 4-2-1 pyramid",
         "dice_header": float(before),
         "dice_affine": float(after),
     }
@@ -185,12 +219,16 @@ def sample(volume: NDArray[Any], voxels: Floats, outside: float | None = None) -
     return np.asarray(ndimage.map_coordinates(volume.astype(np.float64), voxels.T, order=1, **how))
 
 
-def _brain(root: Path, name: str) -> Image:
-    image = io.read_image(root / "template" / name)
-    mask = io.read_mask(root / "mask" / name, image.domain)
+def _brain(path: Path, path_of_mask: Path) -> Image:
+    image = io.read_image(path)
+    mask = io.read_mask(path_of_mask, image.domain)
     # The scanner's gain differs by up to 1.7 between these scans: no tool is to fail for that alone.
     full = np.percentile(image.data[0][mask].numpy(), 99)
-    return Image(image.data * mask * (1000 / full), image.domain, name)
+    return Image(image.data * mask * (1000 / full), image.domain, path.name)
+
+
+def _labels_of(path: Path) -> NDArray[np.int16]:
+    return np.asarray(nib.load(path).dataobj).astype(np.int16)  # type: ignore[attr-defined]
 
 
 def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -207,7 +245,9 @@ def _to_sitk(sitk: Any, image: Image) -> Any:
     return out
 
 
-MAKERS = {"mouse": mouse, "popi": popi, "phantom": phantom} | dict.fromkeys(pairs_warps.KINDS, warp)
+MAKERS = {"mouse": mouse, "adult": adult, "fetal": fetal, "popi": popi, "phantom": phantom} | dict.fromkeys(
+    pairs_warps.KINDS, warp
+)
 
 
 def make_pair(name: str, shared: Path, work: Path) -> Path:
