@@ -2,6 +2,10 @@
 
 Fits at the experiments' own learning rates. What two sums in another order may differ by is seen in one process, too:
 there, weights that begin 1e-7 (relative) apart end 1e-6 to 6e-6 apart, and two processes end 1e-7 to 1e-6 from one.
+
+No such number holds where a gradient is zero but for its rounding, as that of a weight of the week where a step sees
+the weeks -1 and +1 alone: Adam makes a step of 1e-8. An atlas of two scans ended 0.05 from that of one process after 30
+steps at a rate of 0.01, and 0.06 when one process alone took its two scans in the other order.
 """
 
 import os
