@@ -16,6 +16,7 @@ from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import Latents
 from medinr.methods.diffusion_scans import ScanGenerator
 from medinr.methods.diffusion_stages import STAGES, Morphology, Stage
+from medinr.methods.diffusion_trend import columns, fit_trend
 from medinr.methods.method import Group, check_precision, load_method, share_of_rate
 from medinr.precision import full
 from medinr.start import Kind
@@ -75,6 +76,8 @@ class DiffusionDeformation(ScanGenerator):
         label_weight: of the labels of training scans in that refinement (ours; the paper uses none).
         kl_weight: of the autoencoder.
         dropout: share of conditions that are hidden in training.
+        trend: the mean latent is a plane over the conditions (`medinr.methods.diffusion_trend`), and the diffusion
+            generates what it leaves; guidance scales both. The paper leaves all to the diffusion.
         batch: latents, or velocities, a step.
         lr: peak learning rate of each stage; those left out have `RATES`.
         warmup, cosine: schedule within each stage.
@@ -103,6 +106,7 @@ class DiffusionDeformation(ScanGenerator):
         label_weight: float = 0.0,
         kl_weight: float = 1e-6,
         dropout: float = 0.1,
+        trend: bool = False,
         batch: int = 4,
         lr: dict[str, float] | None = None,
         warmup: float = 0.02,
@@ -120,7 +124,7 @@ class DiffusionDeformation(ScanGenerator):
         if "".join(self.steps) not in "".join(STAGES):
             raise UserError(f"steps: expected stages that follow each other ({', '.join(STAGES)}), found {steps}")
         self.earlier, self.kl_weight, self.dropout, self.batch = earlier, kl_weight, dropout, batch
-        self.rates = RATES | (lr or {})
+        self.trend, self.rates = trend, RATES | (lr or {})
         self.lr, self.warmup, self.cosine = max(self.rates.values()), warmup, cosine
 
     # -- stages --------------------------------------------------------------------------------------------------
@@ -167,12 +171,23 @@ class DiffusionDeformation(ScanGenerator):
             self.autoencoder.spread.fill_(float(torch.stack([self.coarse(name).std() for name in some]).mean()))
             self._codes.clear()
         if fresh and stage == "diffusion":
-            means = torch.stack([self.code(name)[0] for name in self.known.names("train")[:100]])
-            self.latent_mean.copy_(means.mean((0, 2, 3, 4)).view_as(self.latent_mean))
-            self.latent_spread.copy_(means.std((0, 2, 3, 4)).view_as(self.latent_spread))
+            self._standardize()
         if fresh and stage == "morphology" and self.head is not None:
             self.autoencoder.teach(self.head)
         self._begun = stage
+
+    def _standardize(self) -> None:
+        """What the diffusion generates has mean 0 and variance 1: in each channel, or around the trend everywhere."""
+        names = self.known.names("train")
+        if not self.trend:
+            names = names[:100]
+        codes = torch.stack([self.code(name)[0] for name in names])
+        self.latent_mean.copy_(codes.mean((0, 2, 3, 4)).view_as(self.latent_mean))
+        if self.trend:
+            values = self._values.to(self.device)
+            self.state["trend"] = fit_trend(codes, columns(self.embedding, values))
+            codes = codes - self.expected(values)
+        self.latent_spread.copy_(codes.std((0, 2, 3, 4)).view_as(self.latent_spread))
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -219,9 +234,9 @@ class DiffusionDeformation(ScanGenerator):
     def _denoising(self, names: Sequence[str], drawn: Sequence[int]) -> Scalar:
         codes = [self.kept(n, self.code) for n in names]
         mean, sigma = (torch.stack([c[k] for c in codes]) for k in (0, 1))
-        z = (mean + sigma * torch.randn_like(sigma) - self.latent_mean) / self.latent_spread
-        values = stages.dropped(self._values[list(drawn)], self.dropout)
-        return denoising_loss(self.denoiser, z, self.embedding(values.to(self.device)))
+        values = stages.dropped(self._values[list(drawn)], self.dropout).to(self.device)
+        z = (mean + sigma * torch.randn_like(sigma) - self.expected(values)) / self.latent_spread
+        return denoising_loss(self.denoiser, z, self.embedding(values))
 
     def _morphology(self, person: int) -> dict[str, Scalar]:
         values = stages.dropped(self._values[person][None], self.dropout)
@@ -291,7 +306,7 @@ class DiffusionDeformation(ScanGenerator):
             )  # fmt: skip
             self.state |= {k: other.state[k] for k in names if k in other.state}
         if "diffusion" in missing:
-            self.state["conditions"] = other.state["conditions"]
+            self.state |= {k: other.state[k] for k in ("conditions", "trend") if k in other.state}
             self.know(self.conditions)
         self.state["trained"] = {s: other.state["trained"][s] for s in missing}
         parts = [k for k, own in WEIGHTS.items() if set(own) & set(missing)]

@@ -18,6 +18,7 @@ from medinr.fields.squaring import warp
 from medinr.fields.unet import PairNetwork
 from medinr.losses.morphology import integrated
 from medinr.methods import diffusion_stages as stages
+from medinr.methods import diffusion_trend as trend
 from medinr.methods.diffusion_stages import GeneratedAtlas, Stage
 from medinr.methods.method import Method
 from medinr.space import Domain
@@ -116,10 +117,16 @@ class DeformationGenerator(Method):
 
     def sample(self, noise: Tensor, values: Tensor, guidance: float, steps: int, differentiable: int = 0) -> Tensor:
         """Latents of noise [B, C, x, y, z] under conditions [B, c]."""
-        context = self.embedding(values)
-        without = self.embedding(torch.full_like(values, torch.nan))
-        z = ddim(self.denoiser, noise, context, without, steps, guidance, differentiable)
-        return z * self.latent_spread + self.latent_mean
+        context, nothing = self.embedding(values), torch.full_like(values, torch.nan)
+        z = ddim(self.denoiser, noise, context, self.embedding(nothing), steps, guidance, differentiable)
+        free = self.expected(nothing)
+        return z * self.latent_spread + free + guidance * (self.expected(values) - free)
+
+    def expected(self, values: Tensor) -> Tensor:
+        """The latents [B or 1, C, x, y, z] around which those of conditions [B, c] lie: what the diffusion adds to."""
+        if "trend" not in self.state:
+            return self.latent_mean[None]
+        return trend.expected(self.state["trend"], trend.columns(self.embedding, values))
 
     def decode(self, z: Tensor) -> Tensor:
         """Velocity [B, 3, X, Y, Z] in voxels of latents."""

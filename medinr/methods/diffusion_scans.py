@@ -251,9 +251,10 @@ class ScanGenerator(DeformationGenerator):
                     found["val/error_mm"] = apart.norm(dim=0).mean()
             else:
                 mean, _ = self.kept(name, self.code)
-                z = ((mean - self.latent_mean) / self.latent_spread)[None].expand(8, -1, -1, -1, -1)
                 values = torch.tensor([[self.known.known[name].get(c.name, torch.nan) for c in self.conditions]])
-                context = self.embedding(values.to(self.device)).expand(8, -1, -1)
+                values = values.to(self.device)
+                z = ((mean - self.expected(values)) / self.latent_spread).expand(8, -1, -1, -1, -1)
+                context = self.embedding(values).expand(8, -1, -1)
                 found["val/denoising"] = denoising_loss(self.denoiser, z, context, generator)
         self.log_dict(found, batch_size=1, sync_dist=True)
 
