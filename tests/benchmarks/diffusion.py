@@ -212,6 +212,9 @@ def variants(study: Study, parts: list[str]) -> None:
             made[f"diffdef N={n}"] = study.morphology(seed, n)
         for variant, checkpoint in made.items():
             method = study.load(checkpoint)
+            if variant == "diffusion":
+                atlas_rows(study, method, "regression", seed, baselines.regression)
+                response_rows(study, method, "regression", seed, baselines.regression)
             for guidance, samples in ((1.0, 1), (1.0, 5), (2.0, 5)):
                 told = f"{variant}, guidance {guidance:g}, {samples} sample(s)"
 

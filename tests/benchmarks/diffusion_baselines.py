@@ -87,6 +87,15 @@ def mean_field(method: DiffusionDeformation, wanted: Tensor) -> Candidate:
     return Candidate(found.image, found.probabilities, found.det)
 
 
+@torch.no_grad()
+def regression(method: DiffusionDeformation, wanted: Tensor) -> Candidate:
+    """The plane of latents over the conditions alone, without what the diffusion adds."""
+    values = wanted.to(torch.float32)[None]
+    found = method.atlas_of(method.decode(method.expected(values)).cpu())
+    assert found.probabilities is not None
+    return Candidate(found.image, found.probabilities, found.det)
+
+
 def intensities(method: DiffusionDeformation, wanted: Tensor, seed: int = 0) -> Candidate:
     """Latent diffusion of images; the general atlas is registered to the image for its labels."""
     image = method.generate_image(wanted, seed=seed)
