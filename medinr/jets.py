@@ -150,13 +150,13 @@ class _AddToValue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, channels: Tensor, bias: Tensor) -> Tensor:
-        channels[0] += bias.unsqueeze(-2)
+        channels[0] += bias
         ctx.mark_dirty(channels)
         return channels
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return grads[0], grads[0][0].sum(-2)
+        return grads[0], grads[0][0].sum(0)
 
 
 def linear_batched(jet: Jet, weight: Tensor, bias: Tensor, hidden: bool = False) -> Jet:
@@ -168,8 +168,24 @@ def linear_batched(jet: Jet, weight: Tensor, bias: Tensor, hidden: bool = False)
     channels = jet.channels.movedim(1, 0)
     b, c, n, _ = channels.shape
     y = product(channels.reshape(b, c * n, -1), weight, hidden and jet.order < 2)
-    y = y.view(b, c, n, -1).movedim(0, 1)
-    return replace(jet, channels=_AddToValue.apply(y, bias))  # type: ignore[no-untyped-call]
+    y = _AddToFirst.apply(y, bias, n)  # type: ignore[no-untyped-call]
+    return replace(jet, channels=y.view(b, c, n, -1).movedim(0, 1))
+
+
+class _AddToFirst(torch.autograd.Function):
+    """`_AddToValue` of several networks, [B, (1 + k + m) N, c]: before it is viewed, as writing into a view costs
+    copies in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor, n: int) -> Tensor:
+        rows[:, :n] += bias[:, None]
+        ctx.mark_dirty(rows)
+        ctx.n = n
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grads[0], grads[0][:, : ctx.n].sum(1), None
 
 
 def sine(jet: Jet) -> Jet:

@@ -1,6 +1,7 @@
 """Several networks of one shape, evaluated together: a layer is one batched matrix product."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -54,20 +55,19 @@ class BatchedSIREN(nn.Module):
         """Values and derivatives of all networks, channels [1 + k + m, B, N, in] to [1 + k + m, B, N, out].
 
         On a CPU some points of each at a time, as `medinr.fields.base.in_chunks` does. (Ten networks of 128 and 256
-        units, 50 to 500 points of each at a time: 250 measured best, 1 to 8 % slower than one network after the other.)
+        units, 250 points of each at a time: as fast as one network after the other; 2,500: a quarter slower.)
         """
         n = jet.channels.shape[2]
         chunk = CPU_CHUNK // 2 if jet.channels.device.type == "cpu" else n
-        if n <= chunk:
-            return self._jet(jet)
-        pieces = [self._jet(Jet(c, jet.k, jet.pairs, jet.basis)) for c in jet.channels.split(chunk, dim=2)]
-        return Jet(torch.cat([p.channels for p in pieces], dim=2), jet.k, jet.pairs, jet.basis)
-
-    def _jet(self, jet: Jet) -> Jet:
         *hidden, head = zip(self.stacked[::2], self.stacked[1::2], strict=True)
-        for i, (omega, (weight, bias)) in enumerate(zip(self.omegas, hidden, strict=True)):
-            jet = jets.sine(jets.linear_batched(jet, omega * weight, omega * bias, hidden=i > 0))
-        return jets.linear_batched(jet, *head)
+        layers = [(omega * w, omega * b) for omega, (w, b) in zip(self.omegas, hidden, strict=True)]
+        pieces = []
+        for channels in jet.channels.split(chunk, dim=2):
+            piece = replace(jet, channels=channels)
+            for i, layer in enumerate(layers):
+                piece = jets.sine(jets.linear_batched(piece, *layer, hidden=i > 0))
+            pieces.append(jets.linear_batched(piece, *head).channels)
+        return replace(jet, channels=pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2))
 
 
 def _shape(field: SIREN) -> tuple[list[torch.Size], list[float]]:

@@ -182,16 +182,17 @@ class BatchedRegistration(lightning.LightningModule):
         patch = self._first.similarity.offsets(level.smoothing_mm) is not None
         shares_jet = any(r.order == 1 and r.directions == "exact" for r in penalties.values())
         u = self.field.jet(batched_seed(x, 1 if patch or shares_jet else 0))
-        found = [self.compare(x[part], Jet(u.channels[:, part], u.k, u.pairs), part) for part in self._parts()]
+        found = [self.compare(x[part], Jet(c, u.k, u.pairs), part) for part, c in self._parts(u.channels)]
         similarity, overlap, outside = (torch.cat(values) for values in zip(*found, strict=True))
         raw = {name: self.penalty(r, x, u) for name, r in penalties.items()}
         terms = {"similarity": similarity, "outside": self._first.overlap_weight * outside}
         terms |= {name: penalties[name].weight * value for name, value in raw.items()}
         return terms, {"overlap": overlap, **{f"raw/{k}": v.detach() for k, v in raw.items()}}
 
-    def _parts(self) -> list[slice]:
-        """The pairs that are compared at once: all, but on a CPU one, whose samples stay in the cache."""
-        return [slice(b, b + 1) for b in range(len(self))] if self.device.type == "cpu" else [slice(None)]
+    def _parts(self, channels: Tensor) -> list[tuple[slice, Tensor]]:
+        """Pairs that are compared at once, and their channels: all; on a CPU one, whose samples stay in the cache."""
+        size = 1 if self.device.type == "cpu" else len(self)
+        return [(slice(i * size, (i + 1) * size), c) for i, c in enumerate(channels.split(size, dim=1))]
 
     def compare(self, x: Tensor, u: Jet, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Similarity, overlap and distance outside of some pairs, as `INRMixin.compare` has them."""
@@ -256,7 +257,7 @@ class BatchedRegistration(lightning.LightningModule):
         scaled = u.channels * torch.stack(factors)[..., None, None]
         k, pairs, basis = u.k, u.pairs, u.basis
         each = torch.vmap(lambda c: regularizer(Jet(c, k, pairs, basis)), in_dims=1)
-        return torch.cat([each(scaled[:, part]) for part in self._parts()])
+        return torch.cat([each(c) for _, c in self._parts(scaled)])
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------
 
