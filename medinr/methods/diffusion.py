@@ -19,6 +19,7 @@ from medinr.methods.diffusion_stages import STAGES, Morphology, Stage
 from medinr.methods.diffusion_trend import columns, fit_trend
 from medinr.methods.method import Group, check_precision, load_method, share_of_rate
 from medinr.precision import full
+from medinr.ranks import any_rank
 from medinr.start import Kind
 from medinr.types import Scalar
 
@@ -256,7 +257,7 @@ class DiffusionDeformation(ScanGenerator):
         """As that of all methods, but the networks may run in the type that autocast gives them."""
         terms = self.objective(self.draw())
         loss = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(loss)):
+        if any_rank(not bool(torch.isfinite(loss)), self.device):  # all stop, or those who go on wait for ever
             raise UserError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr)")
         self._log({"loss": loss.detach()}, prog_bar=True)
         self._log({f"loss/{k}": v.detach() for k, v in terms.items()})

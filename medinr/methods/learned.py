@@ -21,6 +21,7 @@ from medinr.methods.levels import robust_windows, windowed
 from medinr.methods.method import Group, check_precision
 from medinr.methods.module import RegistrationModule
 from medinr.precision import full
+from medinr.ranks import any_rank
 from medinr.results import Evaluation
 from medinr.space import REFERENCE_LENGTH_MM, Domain
 from medinr.types import Scalar
@@ -175,7 +176,7 @@ class LearnedRegistration(RegistrationModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self.objective(batch)
         loss = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(loss)):
+        if any_rank(not bool(torch.isfinite(loss)), self.device):  # all stop, or those who go on wait for ever
             raise UserError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rate (lr)")
         self._log({"loss": loss.detach()}, prog_bar=True)
         self._log({f"loss/{k}": v.detach() for k, v in terms.items()})

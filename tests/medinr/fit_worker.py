@@ -1,10 +1,10 @@
 """A whole fit of an atlas, of the diffusion or of a pair, in one process or two. Run by test_ranks_methods.py.
 
-    python fit_worker.py METHOD DEVICES OUT [--same] [--noise EPS] [--fail RANK]
+    python fit_worker.py METHOD DEVICES OUT [--same] [--noise EPS] [--fail RANK] [--poison RANK]
 
 Writes OUT/<rank>.pt: the weights of each rank after the fit. ``--same``: all ranks draw the same random numbers.
 ``--noise``: weights are multiplied by 1 + EPS times a normal number before the first step. ``--fail``: this rank raises
-an error in the sixth step.
+an error in the sixth step. ``--poison``: this rank's weights are no numbers in the second step.
 """
 
 import argparse
@@ -43,8 +43,8 @@ class Heads(lightning.LightningDataModule):
 class Before(lightning.Callback):
     """Does what the arguments say."""
 
-    def __init__(self, same: bool, noise: float, fail: int | None) -> None:
-        self.same, self.noise, self.fail = same, noise, fail
+    def __init__(self, same: bool, noise: float, fail: int | None, poison: int | None) -> None:
+        self.same, self.noise, self.fail, self.poison = same, noise, fail, poison
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         # Lightning seeds anew when it starts several processes; parts that are made now would have other weights.
@@ -58,7 +58,11 @@ class Before(lightning.Callback):
         if self.same:
             torch.manual_seed(11)
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        if trainer.global_rank == self.poison and trainer.global_step == 1:
+            with torch.no_grad():
+                for p in pl_module.parameters():
+                    p.fill_(torch.nan)
         if trainer.global_rank == self.fail and trainer.global_step == 5:
             raise RuntimeError("a fault of this rank alone")
 
@@ -79,7 +83,14 @@ def made(name: str) -> tuple[lightning.LightningModule, lightning.LightningDataM
     return tiny_atlas.atlas(decoder=decoder, scans=5, pose=pose, **RATES[name]), Heads(), ATLAS_STEPS
 
 
-def fit(name: str, devices: int = 1, same: bool = False, noise: float = 0.0, fail: int | None = None) -> Any:
+def fit(
+    name: str,
+    devices: int = 1,
+    same: bool = False,
+    noise: float = 0.0,
+    fail: int | None = None,
+    poison: int | None = None,
+) -> Any:
     """The weights after the fit, and the rank that this process was."""
     method, data, steps = made(name)
     with quiet():
@@ -87,7 +98,7 @@ def fit(name: str, devices: int = 1, same: bool = False, noise: float = 0.0, fai
             accelerator="cpu", devices=devices, max_steps=steps, max_epochs=-1, logger=False,
             strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto", enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
-            use_distributed_sampler=False, callbacks=[Before(same, noise, fail)],
+            use_distributed_sampler=False, callbacks=[Before(same, noise, fail, poison)],
         )  # fmt: skip
         trainer.fit(method, data)
     return {k: v.detach() for k, v in method.state_dict().items()}, trainer.global_rank
@@ -101,9 +112,10 @@ def main() -> None:
     parser.add_argument("--same", action="store_true")
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--fail", type=int)
+    parser.add_argument("--poison", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    weights, rank = fit(given.method, given.devices, given.same, given.noise, given.fail)
+    weights, rank = fit(given.method, given.devices, given.same, given.noise, given.fail, given.poison)
     torch.save(weights, given.out / f"{rank}.pt")
 
 

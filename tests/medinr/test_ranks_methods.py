@@ -106,6 +106,19 @@ def test_an_error_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffusion", "pair"])
+def test_a_loss_that_is_no_number_on_one_rank_is_told_by_both(tmp_path: Path, name: str) -> None:
+    worker = str(ROOT / "tests" / "medinr" / "fit_worker.py")
+    process = start(worker, name, "2", str(tmp_path), "--poison", "1")
+    try:
+        _, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        gone = group_is_gone(process.pid)
+    assert gone and process.returncode != 0
+    assert err.count("UserError: the loss is") == 2 and "Connection closed" not in err, err
+
+
 def test_ctrl_c_ends_both(tmp_path: Path) -> None:
     """In a terminal it reaches both at once."""
     write(tmp_path)
