@@ -1,6 +1,7 @@
 """Atlases: weeks left out of the CRL templates; a phantom cohort with known truth.
 
     python -m tests.benchmarks.atlas crl --work WORK [--steps N]
+    python -m tests.benchmarks.atlas mouse --work WORK [--held 1,2,3]
     python -m tests.benchmarks.atlas phantom --work WORK [--steps N] [--codes spatial,one,long]
     python -m tests.benchmarks.atlas --report
 
@@ -11,6 +12,9 @@ Rows of tests/benchmarks/atlas.jsonl; fits in WORK and rows that are there are n
   Each week is generated, and compared inside its brain mask, intensities windowed to [0, 1] by each volume's own
   percentile; ``rigid`` and ``affine``: after `medinr.start.find_start` of that kind, the same for every prediction:
   ``atlas``, ``before`` and ``after`` (the neighbouring weeks), ``mean`` (voxel-wise, of both after affine).
+- ``mouse``: each of some brains left out, experiments/cinema_crl.yaml without conditions; the left-out brain is fitted
+  by its intensities alone, and its 37 labels are read from the decoder. Beside it the Dice of `medinr register --preset
+  fast` from another training brain, of the comparison's pairs (whose affine start is SimpleITK's).
 - ``phantom``: 40 subjects to train, 20 to test, of `medinr phantom dhcp`, experiments/cinema_dhcp_best.yaml with codes
   ``spatial`` (256 x 3^3), ``one`` (256) or ``long`` (6,912 numbers for the whole brain). Test subjects are fitted by
   their intensities alone, no condition told.
@@ -29,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_modules.brains import MouseCohort
 from data_modules.crl import FetalCRL
 from data_modules.dhcp import DHCP
 from medinr.adaptation import adapt_scan, scan_metrics
@@ -137,6 +142,40 @@ def crl(work: Path, steps: int | None) -> None:
             errors.append(round(-10 * math.log10(float((out - drawn.values).square().mean())), 2))
         mean = sum(errors) / len(errors)
         write({"series": "crl_train", "psnr": dict(zip(method.names, errors, strict=True)), "mean": round(mean, 2)})
+
+
+# -- brains left out ---------------------------------------------------------------------------------------------------
+
+
+def mouse(work: Path, steps: int, held: list[int]) -> None:
+    root = Path(os.environ.get("MEDINR_SHARED", "../shared")) / "data" / "mouse_fvb"
+    for out in held:
+        if there(series="mouse", held=out, steps=steps):
+            continue
+        data = MouseCohort(str(root), test=[f"mouse-{out}"], margin_mm=1.0)
+        options = [
+            "--data",
+            "MouseCohort",
+            f"--data.root={root}",
+            f'--data.test=["mouse-{out}"]',
+            "--data.margin_mm=1.0",
+        ]
+        options += ["--model.explicit=[]", "--model.smooth_weight=0", "--model.halo_mm=0.75", "--model.scans=8"]
+        options += ["--model.strip=true", f"--trainer.max_steps={steps}"]
+        method, wall, used = fitted("cinema_crl.yaml", f"mouse_{out}_{steps}", work, *options)
+        scan = data.cohort.scan(f"mouse-{out}")
+        found = adapt_scan(method, scan, steps=400, points=4096)
+        metrics = scan_metrics(method, scan, found, render(method, found.latent, scan.domain))
+        before = out - 1 or 8  # pair i of the comparison: brain i onto brain i + 1
+        pair = [
+            r["dice"]
+            for r in read_rows(Path(__file__).parent / "comparison.jsonl")
+            if (r["tool"], r["setting"], r["pair"]) == ("medinr_fast", "preset", f"mouse_{before}")
+        ]
+        write({
+            "series": "mouse", "held": out, "steps": steps, "wall_s": round(wall), "cpu_s": round(used),
+            **{k: round(v, 4) for k, v in metrics.items()}, "dice_register_fast": pair[-1] if pair else None,
+        })  # fmt: skip
 
 
 # -- the phantom cohort ------------------------------------------------------------------------------------------------
@@ -257,9 +296,10 @@ def midline(domain: Domain, within_mm: float) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("series", nargs="?", choices=("crl", "phantom"))
+    parser.add_argument("series", nargs="?", choices=("crl", "mouse", "phantom"))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--held", default="1,2,3,4,5,6,7,8", help="mice")
     parser.add_argument("--codes", default="spatial,one,long")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
@@ -269,6 +309,8 @@ def main() -> None:
             print(json.dumps(row))
     elif given.series == "crl":
         crl(given.work, given.steps)
+    elif given.series == "mouse":
+        mouse(given.work, given.steps or 1500, [int(i) for i in given.held.split(",")])
     else:
         phantom(given.work, given.steps or 2000, given.codes.split(","))
 
