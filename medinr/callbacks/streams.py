@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from medinr.callbacks.checkpoints import random_states, set_random_states
+from medinr.errors import UserError
 
 
 class Stream:
@@ -23,7 +24,13 @@ class Stream:
         self.generator.set_state(self.states["torch"].cpu())
 
     def to(self, device: torch.device) -> None:
-        """Draw on this device from now on."""
+        """Draw on this device from now on.
+
+        Raises:
+            UserError: neither a CPU nor a CUDA device.
+        """
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"trainer.accelerator: expected cpu or cuda in a batch, found {device.type}; choose one")
         self.states = self.present()
         self.device = device
         self.generator = torch.Generator(device)

@@ -84,8 +84,9 @@ def _fields(methods: Sequence[PairRegistration]) -> list[Any]:
 class BatchedRegistration(lightning.LightningModule):
     """B fits of `PairRegistration` in one: the same configuration, other pairs or seeds.
 
-    Every layer of the B networks is one batched product; penalties and similarity are computed for all pairs at once,
-    and so are the images' values where all grids have one size. Each pair keeps what is its own: images, masks,
+    Every layer of the B networks is one batched product. On a GPU penalties and similarity are computed for all pairs at
+    once, and so are the images' values where all grids have one size; on a CPU, where that would only leave the cache,
+    pair by pair. The activations of all pairs are held at once (3 x 256 units, 10,000 points, a Jacobian: 0.3 GB each). Each pair keeps what is its own: images, masks,
     intensity windows, coordinate maps, and the random numbers of its seed, so that its points, losses and weights are
     those of a fit of its own up to rounding (float32: sums in another order). One Adam steps all: its arithmetic is
     elementwise. A pair whose loss is no number any more is taken out with its reason; the others do not see it.
@@ -115,6 +116,7 @@ class BatchedRegistration(lightning.LightningModule):
         self.field = BatchedSIREN(_fields(self.fits))
         self._first = self.fits[0]
         self._attached = False
+        self._found: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.fits)
@@ -202,7 +204,7 @@ class BatchedRegistration(lightning.LightningModule):
         target, source = _apply(to_moving, x + u.value), _apply(to_fixed, x)
         outside = self._outside(target, _apply(to_moving, x), part)
         if offsets is not None:
-            d = self._offsets(offsets.to(x))[part] @ self.to_normalised[part, :3, :3].mT
+            d = self._patches(i, offsets)[part]
             source = source[:, :, None] + (d @ to_fixed[:, :3, :3].mT)[:, None]
             assert u.first is not None
             carried = d[:, None] + torch.einsum("ibnc,bpi->bnpc", u.first, d)
@@ -215,12 +217,15 @@ class BatchedRegistration(lightning.LightningModule):
         losses = [score(f, m, weight) for f, m in zip(fixed.unbind(1), moved.unbind(1), strict=True)]
         return torch.stack(losses).mean(0), weight.flatten(1).mean(1), outside
 
-    def _offsets(self, offsets: Tensor) -> Tensor:
-        """Of the patches in each image, [B, P, 3] in mm."""
-        each = [fitted_offsets(offsets, m.domain, self._first.similarity.unordered) for m in self.fits]
-        if len({len(d) for d in each}) > 1:
-            raise UserError(f"images: expected patches of one size in a batch, found images too thin for them; {ALONE}")
-        return torch.stack(each)
+    def _patches(self, i: int, offsets: Tensor) -> Tensor:
+        """Offsets of the patches in each image at level i, [B, P, 3] in normalised units; found once."""
+        if i not in self._found:
+            unordered = self._first.similarity.unordered
+            each = [fitted_offsets(offsets.to(self.unit), m.domain, unordered) for m in self.fits]
+            if len({len(d) for d in each}) > 1:
+                raise UserError(f"images: expected patches of one size in a batch, found an image too thin; {ALONE}")
+            self._found[i] = torch.stack(each) @ self.to_normalised[:, :3, :3].mT
+        return self._found[i]
 
     @torch.no_grad()
     def _weight(self, source: Tensor, target: Tensor, part: slice) -> Tensor:
@@ -277,8 +282,7 @@ class BatchedRegistration(lightning.LightningModule):
         every = int(getattr(self.trainer, "log_every_n_steps", 50)) or 50
         if self.global_step % every == 0:
             self._log({k: v.tolist() for k, v in values.items()})
-        alive = [b for b in range(len(self)) if b not in self.failed]
-        return losses[alive].sum()
+        return losses[[b for b in range(len(self)) if b not in self.failed]].sum() if self.failed else losses.sum()
 
     def _take_out(self, losses: Tensor) -> None:
         """Note the pairs whose loss is no number; their weights become zero, and stay so."""

@@ -20,7 +20,7 @@ from medinr.errors import UserError
 from medinr.fields import MLP, SIREN, HarmonizedSIREN, Sum
 from medinr.fields.batched import BatchedSIREN, batched_seed
 from medinr.losses import NCC, Barrier, Bending, Diffusion, Regularizer
-from medinr.methods import PairRegistration, load_method
+from medinr.methods import PairRegistration, batched, load_method
 from medinr.methods.batched import BatchedRegistration, check_batch, check_trainer, split_checkpoint
 from medinr.space import Domain
 from tests.medinr import pairs
@@ -157,6 +157,25 @@ def test_losses_are_those_of_single_fits() -> None:
         assert more["overlap"][b].item() == pytest.approx(data["overlap"].item(), abs=1e-6) and more["overlap"][b] < 1
         for name, value in raw.items():
             assert more[f"raw/{name}"][b].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("similarity", ["LocalNCC", "NCC", "MINDSSC"])
+def test_all_pairs_at_once_as_on_a_gpu(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes of one size in one tensor, all samples in one call: what a CPU does pair by pair."""
+    given = [pairs.pair(), replace(some_pairs()[2], name="masked"), pairs.pair(lambda world: 0.95 * pairs.warp(world))]
+    usual, whole = (together(given, similarity=similarity, use_moving_mask=True) for _ in range(2))
+    found = []
+    for batch in (usual, whole):
+        if batch is whole:
+            monkeypatch.setattr(batched, "_volumes", lambda each: torch.stack(list(each)))
+            monkeypatch.setattr(BatchedRegistration, "_parts", lambda self, channels: [(slice(None), channels)])
+        batch.attach()
+        terms, _ = batch.terms(batch.draw())
+        loss = torch.stack(list(terms.values())).sum(0)
+        found.append((loss, torch.autograd.grad(loss.sum(), list(batch.field.parameters()))))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
 
 
 def test_bfloat16_rounds_the_same_products() -> None:
