@@ -148,7 +148,8 @@ def cohort(
         write_plan(place, configs, overrides, fits, command)
         if batch > 1 and (folders := write_batches(place, make_batches(place, fits, batch))):
             tell(f"{len(folders)} batch(es) of up to {batch} fits; then the results of each fit")
-            _run(Schedule(folders, engine, lambda line: tell(f"  {line}")))
+            for name in _run(Schedule(folders, engine, lambda line: tell(f"  {line}"))).failed:
+                tell(f"{name}: its fits are run one by one")
         outcome = _run(Schedule({fit.name: folder_of(place, fit) for fit in fits}, engine, tell))
     finally:
         engine.close()

@@ -84,12 +84,14 @@ def _fields(methods: Sequence[PairRegistration]) -> list[Any]:
 class BatchedRegistration(lightning.LightningModule):
     """B fits of `PairRegistration` in one: the same configuration, other pairs or seeds.
 
-    Every layer of the B networks is one batched product. On a GPU penalties and similarity are computed for all pairs at
-    once, and so are the images' values where all grids have one size; on a CPU, where that would only leave the cache,
-    pair by pair. The activations of all pairs are held at once (3 x 256 units, 10,000 points, a Jacobian: 0.3 GB each). Each pair keeps what is its own: images, masks,
-    intensity windows, coordinate maps, and the random numbers of its seed, so that its points, losses and weights are
-    those of a fit of its own up to rounding (float32: sums in another order). One Adam steps all: its arithmetic is
-    elementwise. A pair whose loss is no number any more is taken out with its reason; the others do not see it.
+    Every layer of the B networks is one batched product. On a GPU penalties and similarity are computed for all pairs
+    at once, and so are the images' values where all grids have one size; on a CPU, where that would only leave the
+    cache, pair by pair. Each pair keeps what is its own: images, masks, intensity windows, coordinate maps, and the
+    random numbers of its seed, so that its points, losses and weights are those of a fit of its own up to rounding
+    (float32: sums in another order). One Adam steps all: its arithmetic is elementwise. A pair whose loss is no number
+    any more is taken out with its reason; the others do not see it.
+
+    The activations of all pairs are held at once (3 x 256 units, 10,000 points, a Jacobian: 0.3 GB each).
 
     Args:
         methods: one a pair, as they would be fitted alone. `give_back` brings their weights up to date.
