@@ -22,6 +22,8 @@ WATCHED = {
 class RunProgress(ProgressBar):
     """A bar over all steps (Lightning's own starts anew at every epoch); silent for single evaluations.
 
+    Before it stands what the data module remarks of its data (`remarks`, if it has any).
+
     Args:
         every: steps between two updates.
     """
@@ -39,6 +41,9 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for line in getattr(trainer.datamodule, "remarks", ()):  # type: ignore[attr-defined]
+                print(line, file=sys.stderr)
         total = trainer.estimated_stepping_batches
         self.bar = Tqdm(
             desc="fit",

@@ -13,6 +13,9 @@ from medinr.data.cohort_files import Entry, ReadScan
 from medinr.data.report import describe_domain
 from medinr.errors import UserError
 
+REMARKS = 30
+"""Lines about blemishes before a fit."""
+
 
 class CohortModule(lightning.LightningDataModule):
     """Scans of many persons. A data set is a subclass that gives `listed` and, where it has labels, `label_names`.
@@ -115,6 +118,13 @@ class CohortModule(lightning.LightningDataModule):
         """What was found, one line per thing."""
         return cohort_report(self.cohort)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a fit says before it starts: scans that are left out, and what others lack."""
+        found = _remarks(self.cohort)
+        more = len(found) - REMARKS
+        return found if more <= 0 else [*found[:REMARKS], f"and {more} more; `medinr check` lists them all"]
+
     # ------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Any:
@@ -145,5 +155,9 @@ def cohort_report(cohort: Cohort) -> list[str]:
     for condition in cohort.conditions:
         what = ", ".join(condition.levels) or f"{condition.low:g} to {condition.high:g} in training"
         lines.append(f"condition {condition.name}: {condition.kind}, {what}")
-    lines += [f"note: {note}" for note in cohort.notes]
-    return lines + [f"excluded: {name}: {reason}" for name, reason in cohort.excluded]
+    return lines + _remarks(cohort)
+
+
+def _remarks(cohort: Cohort) -> list[str]:
+    notes = [f"note: {note}" for note in cohort.notes]
+    return notes + [f"excluded: {name}: {reason}" for name, reason in cohort.excluded]
