@@ -198,10 +198,11 @@ def _starts(
     time, told = atlas.time, [c.name for c in atlas.told]
     given = {k: v for k, v in values.items() if k in told}
     if time is None or not time.high > time.low:
-        return [placed(atlas.at(None, given))]
-    if time.name in values:
-        return [placed(atlas.at(values[time.name], given))]
-    ages = torch.linspace(time.low, time.high, AGES).tolist()
+        ages: list[float | None] = [None]
+    elif time.name in values:
+        ages = [values[time.name]]
+    else:
+        ages = [*torch.linspace(time.low, time.high, AGES).tolist()]
     tried = [placed(atlas.at(age, given)) for age in ages]
     # What fits best as it lies may be a head that is turned likewise: it is turned, and all ages are tried again.
     if {"pose", "rigid"} & set(fit):

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.atlas crl --work WORK [--steps N]
     python -m tests.benchmarks.atlas mouse --work WORK [--held 1,2,3]
+    python -m tests.benchmarks.atlas cost
     python -m tests.benchmarks.atlas phantom --work WORK [--steps N] [--codes spatial,one,long]
     python -m tests.benchmarks.atlas --report
 
@@ -27,7 +28,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -47,8 +50,9 @@ from medinr.metrics.topology import topology
 from medinr.sampling import interpolate, nearest
 from medinr.space import Domain, Image, transform_points
 from medinr.start import find_start
-from tests.benchmarks.measure import read_rows
+from tests.benchmarks.measure import interleaved, peak_megabytes, read_rows
 from tests.benchmarks.tables import ROOT, commit
+from tests.medinr import tiny_atlas
 
 ROWS = Path(__file__).parent / "atlas.jsonl"
 HELD = (23, 26, 29, 32, 35)
@@ -152,7 +156,8 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
     for out in held:
         if there(series="mouse", held=out, steps=steps):
             continue
-        data = MouseCohort(str(root), test=[f"mouse-{out}"], margin_mm=1.0)
+        starts = str(work / "starts")
+        data = MouseCohort(str(root), starts, test=[f"mouse-{out}"], margin_mm=1.0)
         options = [
             "--data",
             "MouseCohort",
@@ -161,6 +166,12 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
             "--data.margin_mm=1.0",
         ]
         options += ["--model.explicit=[]", "--model.smooth_weight=0", "--model.halo_mm=0.75", "--model.scans=8"]
+        options += [
+            f"--data.starts={starts}",
+            "--model.decoder.code=32",
+            "--model.code_weight=1.0",
+            "--model.pose=affine",
+        ]
         options += ["--model.strip=true", f"--trainer.max_steps={steps}"]
         method, wall, used = fitted("cinema_crl.yaml", f"mouse_{out}_{steps}", work, *options)
         scan = data.cohort.scan(f"mouse-{out}")
@@ -176,6 +187,45 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
             "series": "mouse", "held": out, "steps": steps, "wall_s": round(wall), "cpu_s": round(used),
             **{k: round(v, 4) for k, v in metrics.items()}, "dice_register_fast": pair[-1] if pair else None,
         })  # fmt: skip
+
+
+# -- what a step costs -------------------------------------------------------------------------------------------------
+
+
+def step_of(subjects: int, points: int, nodes: int) -> Callable[[], None]:
+    """A training step of 16 scans."""
+    decoder = tiny_atlas.decoder(width=96, layers=3, modulated=(1, 2, 3), code=64, nodes=nodes)
+    method = tiny_atlas.atlas(decoder=decoder, points=points, scans=16)
+    cohort = tiny_atlas.cohort(tuple(24 + 10 * i / subjects for i in range(subjects)))
+    method.size(cohort)
+    method.attach(cohort)
+    adam = torch.optim.Adam(method.parameters(), lr=1e-4)
+
+    def step() -> None:
+        adam.zero_grad()
+        torch.stack(list(method.objective(method.draw()).values())).sum().backward()
+        adam.step()
+
+    return step
+
+
+def cost() -> None:
+    """CPU ms of a step by the size of the cohort."""
+    if not there(series="cost"):
+        found = interleaved({str(n): step_of(n, 8192, 3) for n in (20, 80, 320)}, 15)
+        write({"series": "cost", "ms_a_step_by_subjects": {n: round(1000 * median(t), 1) for n, t in found.items()}})
+    for points, nodes in ((8192, 3), (8192, 12), (32768, 3), (32768, 12)):
+        if not there(series="memory", points=points, nodes=nodes):  # a fresh process, or the first's memory hides it
+            code = f"from tests.benchmarks import atlas; atlas.memory({points}, {nodes})"
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def memory(points: int, nodes: int) -> None:
+    """Memory of a step of 16 scans, above that of one with few points and nodes; MB."""
+    torch.set_num_threads(1)
+    grown = peak_megabytes(step_of(16, points, nodes), step_of(16, 16, 3))
+    codes = 16 * 64 * nodes**3 * 4 / 1e6
+    write({"series": "memory", "points": points, "nodes": nodes, "mb": round(grown), "codes_mb": round(codes, 1)})
 
 
 # -- the phantom cohort ------------------------------------------------------------------------------------------------
@@ -296,7 +346,7 @@ def midline(domain: Domain, within_mm: float) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("series", nargs="?", choices=("crl", "mouse", "phantom"))
+    parser.add_argument("series", nargs="?", choices=("crl", "mouse", "cost", "phantom"))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--held", default="1,2,3,4,5,6,7,8", help="mice")
@@ -309,6 +359,8 @@ def main() -> None:
             print(json.dumps(row))
     elif given.series == "crl":
         crl(given.work, given.steps)
+    elif given.series == "cost":
+        cost()
     elif given.series == "mouse":
         mouse(given.work, given.steps or 1500, [int(i) for i in given.held.split(",")])
     else:
