@@ -158,21 +158,10 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
             continue
         starts = str(work / "starts")
         data = MouseCohort(str(root), starts, test=[f"mouse-{out}"], margin_mm=1.0)
-        options = [
-            "--data",
-            "MouseCohort",
-            f"--data.root={root}",
-            f'--data.test=["mouse-{out}"]',
-            "--data.margin_mm=1.0",
-        ]
-        options += ["--model.explicit=[]", "--model.smooth_weight=0", "--model.halo_mm=0.75", "--model.scans=8"]
-        options += [
-            f"--data.starts={starts}",
-            "--model.decoder.code=32",
-            "--model.code_weight=1.0",
-            "--model.pose=affine",
-        ]
-        options += ["--model.strip=true", f"--trainer.max_steps={steps}"]
+        given = {"root": root, "starts": starts, "test": f'["mouse-{out}"]', "spacing": "null", "margin_mm": 1.0}
+        options = ["--data", "MouseCohort", *(f"--data.{k}={v}" for k, v in given.items())]
+        given = {"explicit": "[]", "smooth_weight": 0, "halo_mm": 0.75, "scans": 8, "strip": "true", "points": 16384}
+        options += [*(f"--model.{k}={v}" for k, v in given.items()), f"--trainer.max_steps={steps}"]
         method, wall, used = fitted("cinema_crl.yaml", f"mouse_{out}_{steps}", work, *options)
         scan = data.cohort.scan(f"mouse-{out}")
         found = adapt_scan(method, scan, steps=400, points=4096)
