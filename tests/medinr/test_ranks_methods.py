@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ TOLERANCE = 1e-5
 """Of weights after all steps; 1.1e-6 was measured for atlases, 0 for the diffusion."""
 LIMIT_S = 150
 """Seconds after which a process that should have ended counts as hanging."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes that are started have: with more, sums come in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def start(*args: str, folder: Path | None = None, **more: str) -> "subprocess.Popen[str]":
