@@ -4,14 +4,12 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from medinr import cli
 from medinr.callbacks import runs
 from medinr.cohorts import claims
 from medinr.cohorts.plan import Fit, copies, folder_of, make_batches, plan, write_batches, write_plan
@@ -22,11 +20,10 @@ from tests.medinr import tiny_runs
 from tests.test_cohort_command import FILES
 
 FEW = ["--trainer.max_steps", "8", "--data.steps_per_epoch=4", "--trainer.log_every_n_steps=2"]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tiny_runs.Run:
     """Call medinr in a folder with tiny.yaml and pairs of images in anna and bert, the second one larger."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", tiny_runs.environment()["PYTHONPATH"])
@@ -36,13 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         tiny_runs.write(tmp_path / name, size)
     (tmp_path / "tiny.yaml").write_text(tiny_runs.TINY, encoding="utf-8")
 
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return tiny_runs.calls(capsys)
 
 
 def rows_of(run_folder: Path) -> list[dict[str, float]]:
@@ -70,7 +61,7 @@ def planned(folder: Path, cases: list[str | None]) -> Path:
     return batch
 
 
-def test_a_batch_leaves_what_single_fits_leave(run: Run, tmp_path: Path) -> None:
+def test_a_batch_leaves_what_single_fits_leave(run: tiny_runs.Run, tmp_path: Path) -> None:
     batch = planned(tmp_path, ["anna", "bert"])
     members = [Path(m) for m in read_json(batch / JOB)["members"]]
     assert command.main([str(batch), *(m.name for m in members)]) == 0
@@ -106,7 +97,7 @@ def test_a_batch_leaves_what_single_fits_leave(run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_command_fits_as_one_and_tests_each(run: Run, tmp_path: Path) -> None:
+def test_the_command_fits_as_one_and_tests_each(run: tiny_runs.Run, tmp_path: Path) -> None:
     words = ["--config", "tiny.yaml", "--cases", "anna,bert", *FILES, *FEW, "--wandb", "false", "--batch", "2"]
     code, out, err = run("cohort", *words)
     assert code == 0, err
@@ -134,7 +125,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))
-def test_what_cannot_be_batched_is_one_line(run: Run, tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_batched_is_one_line(run: tiny_runs.Run, tmp_path: Path, name: str) -> None:
     words, expected = MISTAKES[name]
     given = words if "--batch" in words else [*words, "--batch", "2"]
     code, out, err = run("cohort", "--config", "tiny.yaml", "--cases", "anna,bert", *FILES, *given)
@@ -222,7 +213,7 @@ def test_values_go_to_the_fit_that_they_are_of() -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_killed_goes_on_fit_by_fit(run: Run, tmp_path: Path) -> None:
+def test_a_batch_that_is_killed_goes_on_fit_by_fit(run: tiny_runs.Run, tmp_path: Path) -> None:
     words = ["--config", "tiny.yaml", "--cases", "anna,bert", *FILES, "--wandb", "false", "--batch", "2"]
     long = [*words, "--trainer.max_steps", "400"]
     process = tiny_runs.start(tmp_path, "cohort", *long)

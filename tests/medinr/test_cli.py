@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,9 +13,9 @@ from medinr import cli
 from medinr.commands.messages import did_you_mean
 from medinr.commands.phantom import case_numbers
 from medinr.errors import UserError
+from tests.medinr.tiny_runs import Run, calls
 
 ROOT = Path(__file__).resolve().parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 GOOD = """\
 model:
@@ -41,13 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for name in ("fixed", "moving"):
         nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / f"{name}.nii.gz")
 
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return calls(capsys)
 
 
 def test_help_is_fast_and_lists_every_command_on_one_screen() -> None:

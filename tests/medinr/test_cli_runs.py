@@ -5,7 +5,6 @@ import json
 import signal
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from medinr import cli
 from medinr.callbacks import runs
-from tests.medinr.tiny_runs import MOTION, start, wait_for, write
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.medinr.tiny_runs import MOTION, Run, calls, start, wait_for, write
 
 
 @pytest.fixture
@@ -31,13 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return calls(capsys)
 
 
 def only(folder: Path) -> Path:

@@ -4,18 +4,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from medinr import cli
 from medinr.callbacks import runs
-from tests.medinr.tiny_runs import environment, start, wait_for, write
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.medinr.tiny_runs import Run, calls, environment, start, wait_for, write
 
 KILLED = """\
 import os, signal, sys
@@ -48,13 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return calls(capsys)
 
 
 def only(folder: Path) -> Path:

@@ -2,20 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from medinr import cli
 from medinr.callbacks import ResultWriter, runs
 from medinr.callbacks.artifacts import kept
 from tests.medinr.test_cli_runs import read_wandb
-from tests.medinr.tiny_runs import write
+from tests.medinr.tiny_runs import Run, calls, write
 
-Run = Callable[..., tuple[int, str, str]]
 FEW = ("--trainer.max_steps", "4", "--data.steps_per_epoch", "2")
 
 
@@ -24,13 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     write(tmp_path)
 
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return calls(capsys)
 
 
 def tracked(folder: Path) -> list[Path]:

@@ -4,13 +4,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from scipy.ndimage import gaussian_filter, shift
 
+from medinr import cli
+
 ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., tuple[int, str, str]]
+"""A call of the command: its words -> exit code, standard output, standard error."""
 TINY = """\
 model:
   class_path: PairRegistration
@@ -85,3 +91,15 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds
     while not list(folder.glob(pattern)):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.02)
+
+
+def calls(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(list(args))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
