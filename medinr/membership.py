@@ -127,7 +127,8 @@ class Members:
             weights = torch.full_like(times, 1 / len(times))
         else:
             weights = kernel_weights(times, time, self.sigma, self.degree)
-        found = mean_latent(self.members(), weights)
+        members = self.members()
+        found = mean_latent(members, weights)
         asked = dict(values or {})
         if unknown := [k for k in asked if k not in [c.name for c in self.told]]:
             names = ", ".join(c.name for c in self.told) or "none"
@@ -140,7 +141,7 @@ class Members:
         if self.effects and set(asked) & set(self._others):
             columns = self._columns(self._others)
             dates = torch.zeros_like(times) if time is None else times
-            codes, poses = condition_effects(self.members(), dates, self.sigma, self.degree, columns)
+            codes, poses = condition_effects(members, dates, self.sigma, self.degree, columns)
             # A condition that was not asked for is the weighted mean: its change is 0.
             change = (encoded - found.encoded)[columns]
             code, pose = code + torch.tensordot(change, codes, 1), pose + change @ poses
