@@ -43,7 +43,7 @@ SEEDS = (0, 1, 2)
 CONDITION = {"slabs": ("csf_ml", 1), "phantom": ("ventricles_ml", 1)}
 """The condition that is requested in ml, and the label whose volume answers."""
 EXPERIMENT = {"slabs": "diffdef_slabs", "phantom": "diffdef_ukb_best"}
-STEPS = {"registration": 250, "autoencoder": 1000, "diffusion": 500, "morphology": 50}
+STEPS = {"registration": 250, "autoencoder": 2000, "diffusion": 500, "morphology": 50}
 IMAGES = ["--model.latents", "images", "--model.autoencoder.inputs", "1", "--model.autoencoder.stride", "1",
           "--model.autoencoder.channels", "[8, 16, 32]"]  # fmt: skip
 
