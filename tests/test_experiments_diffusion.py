@@ -11,6 +11,7 @@ import pytest
 from medinr import cli
 from medinr.callbacks import runs
 from tests.data_modules import tiny_slabs
+from tests.medinr import alexnet
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("diffdef_*.yaml"))
@@ -62,7 +63,10 @@ def test_experiment_runs_all_stages_and_generates(
         assert any(row[name] for row in rows), name
     last = str(run / runs.LAST)
     config = str(run / "config.yaml")
-    call("test", "--config", config, "--ckpt_path", last)
+    weights = str(alexnet.write(tmp_path / "alexnet.pth", alexnet.alexnet(0)))
+    call("test", "--config", config, "--ckpt_path", last, "--model.lpips", weights)
+    with (run / "results" / "cases.csv").open(encoding="utf-8") as file:
+        assert all(float(row["atlas/lpips"]) > 0 for row in csv.DictReader(file) if row["case"] != "mean")
     assert "medinr generate" in call("predict", "--config", config, "--ckpt_path", last, code=2)
 
     condition = "csf_ml" if path.stem.endswith("slabs") else "age"

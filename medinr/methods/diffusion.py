@@ -79,6 +79,8 @@ class DiffusionDeformation(ScanGenerator):
         dropout: share of conditions that are hidden in training.
         trend: the mean latent is a plane over the conditions (`medinr.methods.diffusion_trend`), and the diffusion
             generates what it leaves; guidance scales both. The paper leaves all to the diffusion.
+        lpips: file of AlexNet's weights (`medinr.metrics.PerceptualDistance`); with it a test tells the perceptual
+            distance of each atlas to its person.
         batch: latents, or velocities, a step.
         lr: peak learning rate of each stage; those left out have `RATES`.
         warmup, cosine: schedule within each stage.
@@ -108,6 +110,7 @@ class DiffusionDeformation(ScanGenerator):
         kl_weight: float = 1e-6,
         dropout: float = 0.1,
         trend: bool = False,
+        lpips: str | None = None,
         batch: int = 4,
         lr: dict[str, float] | None = None,
         warmup: float = 0.02,
@@ -115,7 +118,7 @@ class DiffusionDeformation(ScanGenerator):
     ) -> None:
         super().__init__(
             network, autoencoder, denoiser, embedding, latents, squarings, morphology, spacing, margin_mm, atlas,
-            template_rounds, modality, align, radius, refine, label_weight, regularizers,
+            template_rounds, modality, align, radius, refine, label_weight, regularizers, lpips,
         )  # fmt: skip
         if unknown := sorted((set(steps) | set(lr or {})) - set(STAGES)):
             raise UserError(f"steps, lr: expected the stages {', '.join(STAGES)}, found {unknown[0]!r}; correct it")

@@ -60,9 +60,11 @@ class ScanGenerator(DeformationGenerator):
         refine: int,
         label_weight: float,
         regularizers: dict[str, Regularizer] | None,
+        lpips: str | None,
     ) -> None:
         super().__init__(network, autoencoder, denoiser, embedding, latents, squarings)
         self.morphology = morphology or Morphology()
+        self.lpips = lpips
         self.spacing, self.margin_mm, self.radius = spacing, margin_mm, radius
         self.atlas, self.template_rounds, self.modality, self.align = atlas, template_rounds, modality, align
         self.refine, self.label_weight = refine, label_weight
@@ -286,6 +288,9 @@ class ScanGenerator(DeformationGenerator):
         if truth is not None and atlas.labels is not None:
             scores = metrics.dice(atlas.labels[truth >= 0], truth[truth >= 0], list(self.known.label_names))
             found["atlas/dice"] = sum(scores.values()) / max(len(scores), 1)
+        if self.lpips is not None:
+            person = self.space_.image(name)[0]
+            found["atlas/lpips"] = float(metrics.PerceptualDistance(self.lpips)(atlas.image, person, 1.0))
         self.log_dict(found, batch_size=1, sync_dist=True)
         return {"row": {"case": name, **found}}
 

@@ -20,6 +20,7 @@ from medinr.metrics.learn2reg import (
 )
 from medinr.metrics.mean import CaseMean
 from medinr.metrics.overlap import Dice, HausdorffDistance95, dice, hd95
+from medinr.metrics.perceptual import PerceptualDistance
 from medinr.metrics.temporal import bracket, nearest_image, scores, weighted_image
 from medinr.metrics.tre import TargetRegistrationError, snapped_tre, tre
 
@@ -31,6 +32,7 @@ __all__ = [
     "HausdorffDistance95Learn2Reg",
     "InverseConsistencyError",
     "PeakSignalToNoiseRatio",
+    "PerceptualDistance",
     "PointMap",
     "StdLogJacobian",
     "StdLogJacobianLearn2Reg",

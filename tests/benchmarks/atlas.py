@@ -1,6 +1,6 @@
 """Atlases: weeks left out of the CRL templates; a phantom cohort with known truth.
 
-    python -m tests.benchmarks.atlas crl --work WORK [--steps N]
+    python -m tests.benchmarks.atlas crl --work WORK [--steps N] [--alone 23,35]
     python -m tests.benchmarks.atlas mouse --work WORK [--held 1,2,3]
     python -m tests.benchmarks.atlas cost
     python -m tests.benchmarks.atlas phantom --work WORK [--steps N] [--codes spatial,one,long]
@@ -9,13 +9,13 @@
 Rows of tests/benchmarks/atlas.jsonl; fits in WORK and rows that are there are not made again. All fits are real
 `medinr fit` commands.
 
-- ``crl``: weeks 23, 26, 29, 32 and 35 left out (together: each keeps both neighbours), experiments/cinema_crl.yaml.
+- ``crl``: weeks 23, 26, 29, 32 and 35 left out (together, or each ``alone``), experiments/cinema_crl.yaml.
   Each week is generated, and compared inside its brain mask, intensities windowed to [0, 1] by each volume's own
   percentile; ``rigid`` and ``affine``: after `medinr.start.find_start` of that kind, the same for every prediction:
   ``atlas``, ``before`` and ``after`` (the neighbouring weeks), ``mean`` (voxel-wise, of both after affine).
 - ``mouse``: each of some brains left out, experiments/cinema_crl.yaml without conditions; the left-out brain is fitted
   by its intensities alone, and its 37 labels are read from the decoder. Beside it the Dice of `medinr register --preset
-  fast` from another training brain, of the comparison's pairs (whose affine start is SimpleITK's).
+  fast` from the training brain whose latents are nearest, as in the comparison (affine start by SimpleITK).
 - ``phantom``: 40 subjects to train, 20 to test, of `medinr phantom dhcp`, experiments/cinema_dhcp_best.yaml with codes
   ``spatial`` (256 x 3^3), ``one`` (256) or ``long`` (6,912 numbers for the whole brain). Test subjects are fitted by
   their intensities alone, no condition told.
@@ -41,8 +41,9 @@ from data_modules.crl import FetalCRL
 from data_modules.dhcp import DHCP
 from medinr.adaptation import adapt_scan, scan_metrics
 from medinr.atlas_volumes import atlas_domain, decoded_at, render
-from medinr.data.cohort import Cohort
+from medinr.data.cohort import Cohort, Scan
 from medinr.latent_statistics import auc, features, mean_absolute_errors, ridge_predict
+from medinr.latent_statistics import nearest as nearest_members
 from medinr.methods import ConditionalAtlas, load_method
 from medinr.metrics.intensity import psnr, ssim
 from medinr.metrics.overlap import dice
@@ -50,6 +51,7 @@ from medinr.metrics.topology import topology
 from medinr.sampling import interpolate, nearest
 from medinr.space import Domain, Image, transform_points
 from medinr.start import find_start
+from tests.benchmarks.comparison import Bench
 from tests.benchmarks.measure import interleaved, peak_megabytes, read_rows
 from tests.benchmarks.tables import ROOT, commit
 from tests.medinr import tiny_atlas
@@ -93,17 +95,19 @@ def fitted(config: str, name: str, work: Path, *options: str) -> tuple[Condition
 # -- weeks left out ----------------------------------------------------------------------------------------------------
 
 
-def crl(work: Path, steps: int | None) -> None:
+def crl(work: Path, steps: int, weeks: tuple[int, ...]) -> None:
+    """Rows of weeks that were left out together."""
+    series = "crl" if len(weeks) > 1 else "crl_alone"
+    if all(there(series=series, week=week, steps=steps) for week in weeks):
+        return
     root = Path(os.environ.get("MEDINR_SHARED", "../shared")) / "data" / "fetal_crl"
-    held = json.dumps([f"sta{w}" for w in HELD])
-    more = [] if steps is None else ["--trainer.max_steps", str(steps)]
-    method, wall, used = fitted(
-        "cinema_crl.yaml", "crl_held", work, "--data.root", str(root), "--data.test", held, *more
-    )
-    data = FetalCRL(str(root), test=[f"sta{w}" for w in HELD], spacing=1.6, margin_mm=8.0)
+    held = [f"sta{w}" for w in weeks]
+    options = ["--data.root", str(root), "--data.test", json.dumps(held), "--trainer.max_steps", str(steps)]
+    method, wall, used = fitted("cinema_crl.yaml", f"{series}_{weeks[0]}_{steps}", work, *options)
+    data = FetalCRL(str(root), test=held, spacing=1.6, margin_mm=8.0)
     cohort, m = data.cohort, len(method.modalities)
-    for week in HELD:
-        if there(series="crl", week=week):
+    for week in weeks:
+        if there(series=series, week=week, steps=steps):
             continue
         scan = cohort.scan(f"sta{week}")
         sampler = method.sampler(scan)
@@ -114,7 +118,7 @@ def crl(work: Path, steps: int | None) -> None:
         latent = method.at(float(week))
         whole = atlas_domain(method.unit_mm, 1.6)
         guess = Image(render(method, latent, whole).images["T2w"][None], whole)
-        row: Row = {"series": "crl", "week": week, "steps": 1500 if steps is None else steps}
+        row: Row = {"series": series, "week": week, "steps": steps}
         found: dict[str, Tensor] = {}
         labels: dict[str, Tensor] = {}
         for kind in ("rigid", "affine"):
@@ -138,14 +142,19 @@ def crl(work: Path, steps: int | None) -> None:
                 scores = dice(volume.int() * mask, scan.labels.int().clamp(min=0) * mask, method.labels[1:])
                 row[f"dice_{name}"] = round(sum(scores.values()) / len(scores), 4)
         write({**row, "wall_s": round(wall), "cpu_s": round(used)})
-    if not there(series="crl_train"):
-        errors = []
-        for i, name in enumerate(method.names):
-            drawn = (sampler := method.sampler(cohort.scan(name))).at(sampler.inside.long())
-            out = decoded_at(method, method.member(i), drawn.world)[:, :1].clamp(0, 1)
-            errors.append(round(-10 * math.log10(float((out - drawn.values).square().mean())), 2))
-        mean = sum(errors) / len(errors)
-        write({"series": "crl_train", "psnr": dict(zip(method.names, errors, strict=True)), "mean": round(mean, 2)})
+    if not there(series=f"{series}_train", weeks=list(weeks), steps=steps):
+        pairs = {name: reconstructed(method, cohort.scan(name), i) for i, name in enumerate(method.names)}
+        means = {f"mean_{k}": sum(v[i] for v in pairs.values()) / len(pairs) for i, k in enumerate(("psnr", "ssim"))}
+        write({"series": f"{series}_train", "weeks": weeks, "steps": steps, "psnr_ssim": pairs, **means})
+
+
+def reconstructed(method: ConditionalAtlas, scan: Scan, index: int) -> tuple[float, float]:
+    """PSNR and SSIM of a training scan, inside its mask."""
+    sampler = method.sampler(scan)
+    world = transform_points(scan.domain.voxel_to_world, scan.domain.voxels())
+    found = decoded_at(method, method.member(index), world)[:, 0].clamp(0, 1).view(scan.domain.shape)
+    truth = sampler.volume[0]
+    return round(psnr(found, truth, 1.0, scan.mask), 2), round(ssim(found, truth, 1.0, scan.mask), 4)
 
 
 # -- brains left out ---------------------------------------------------------------------------------------------------
@@ -166,15 +175,14 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
         scan = data.cohort.scan(f"mouse-{out}")
         found = adapt_scan(method, scan, steps=400, points=4096)
         metrics = scan_metrics(method, scan, found, render(method, found.latent, scan.domain))
-        before = out - 1 or 8  # pair i of the comparison: brain i onto brain i + 1
-        pair = [
-            r["dice"]
-            for r in read_rows(Path(__file__).parent / "comparison.jsonl")
-            if (r["tool"], r["setting"], r["pair"]) == ("medinr_fast", "preset", f"mouse_{before}")
-        ]
+        order = nearest_members(features(method.members()), features([found.latent]))[0][0]
+        brain = int(method.names[int(order[0])].removeprefix("mouse-"))
+        bench = Bench(root.parent.parent, work, work, "", ())
+        paired = bench.run(("medinr_fast", "preset", f"mouse_{brain}_{out}", 0))
         write({
             "series": "mouse", "held": out, "steps": steps, "wall_s": round(wall), "cpu_s": round(used),
-            **{k: round(v, 4) for k, v in metrics.items()}, "dice_register_fast": pair[-1] if pair else None,
+            **{k: round(v, 4) for k, v in metrics.items()}, "nearest": brain,
+            "dice_register_fast": round(paired["dice"], 4),
         })  # fmt: skip
 
 
@@ -338,6 +346,7 @@ def main() -> None:
     parser.add_argument("series", nargs="?", choices=("crl", "mouse", "cost", "phantom"))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--alone", default="", help="weeks, each left out for itself")
     parser.add_argument("--held", default="1,2,3,4,5,6,7,8", help="mice")
     parser.add_argument("--codes", default="spatial,one,long")
     parser.add_argument("--report", action="store_true")
@@ -347,7 +356,10 @@ def main() -> None:
         for row in read_rows(ROWS):
             print(json.dumps(row))
     elif given.series == "crl":
-        crl(given.work, given.steps)
+        for week in [int(w) for w in given.alone.split(",") if w]:
+            crl(given.work, given.steps or 1500, (week,))
+        if not given.alone:
+            crl(given.work, given.steps or 1500, HELD)
     elif given.series == "cost":
         cost()
     elif given.series == "mouse":

@@ -1,5 +1,6 @@
 """What Diff-Def is compared with: atlases of a condition by simpler means, and how all of them are judged."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,10 @@ def volume_ml(method: DiffusionDeformation, candidate: Candidate, value: int) ->
 
 @torch.no_grad()
 def judged(method: DiffusionDeformation, candidate: Candidate, names: Sequence[str]) -> dict[str, float]:
-    """An atlas against unseen scans: Dice as it is and after registration, centrality, folding, smoothness."""
+    """An atlas against unseen scans: Dice as it is and after registration, centrality, folding, smoothness.
+
+    With AlexNet's weights in the file $MEDINR_ALEXNET, LPIPS as well.
+    """
     values = method.state["label_values"]
     atlas = candidate.image[None, None]
     found: dict[str, list[float]] = {"dice": [], "dice_registered": []}
@@ -140,6 +144,9 @@ def judged(method: DiffusionDeformation, candidate: Candidate, names: Sequence[s
             found[key].append(sum(scores.values()) / len(scores))
         there = integrated(method.register_pair(atlas, image), method.squarings)[0]
         moves.append(stages.world_mm(there, method.domain))
+    if weights := os.environ.get("MEDINR_ALEXNET"):
+        lpips = metrics.PerceptualDistance(weights)
+        found["lpips"] = [float(lpips(candidate.image, method.space_.image(n)[0], 1.0)) for n in names]
     inside = candidate.image > 0.1
     out = {k: sum(v) / len(v) for k, v in found.items()}
     out["centrality_mm"] = metrics.centrality_mm(torch.stack(moves), inside)

@@ -60,11 +60,14 @@ def split_of(name: str) -> str:
 
 
 def mouse(name: str, shared: Path, folder: Path) -> dict[str, Any]:
-    """Brain i (moving) onto brain i + 1 (fixed, cyclic), by name; both without skull, on one intensity scale."""
+    """Brain i (moving) onto brain i + 1 (fixed, cyclic), by name; both without skull, on one intensity scale.
+
+    ``mouse_3_7`` is brain 3 onto brain 7.
+    """
     root = shared / "data" / "mouse_fvb"
     files = sorted(f.name for f in (root / "template").glob("*.nii.gz"))
-    i = int(name.split("_")[1]) - 1
-    names = files[(i + 1) % len(files)], files[i]
+    i, *other = (int(n) - 1 for n in name.split("_")[1:])
+    names = files[other[0] if other else (i + 1) % len(files)], files[i]
     fixed, moving = (_brain(root / "template" / n, root / "mask" / n) for n in names)
     labels = [_labels_of(root / "label" / n) for n in names]
     return {"fixed": names[0], "moving": names[1]} | _write_brains(folder, fixed, moving, labels)
