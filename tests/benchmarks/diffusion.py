@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from medinr.callbacks import runs
-from medinr.methods import DiffusionDeformation, load_method
+from medinr.methods import ConditionalAtlas, DiffusionDeformation, load_method
 from tests.benchmarks import diffusion_baselines as baselines
 from tests.benchmarks.measure import ROOT, read_rows
 from tests.benchmarks.tables import commit
@@ -42,6 +43,8 @@ Row = dict[str, Any]
 SEEDS = (0, 1, 2)
 CONDITION = {"slabs": ("csf_ml", 1), "phantom": ("ventricles_ml", 1)}
 """The condition that is requested in ml, and the label whose volume answers."""
+CINEMA = {"slabs": {"csf_ml": 0.5}, "phantom": {"age": 3.0, "ventricles_ml": 0.0}}
+"""Explicit conditions of the CINeMA atlas; the first is its time, with the kernel's width."""
 EXPERIMENT = {"slabs": "diffdef_slabs", "phantom": "diffdef_ukb_best"}
 STEPS = {"registration": 250, "autoencoder": 2000, "diffusion": 500, "morphology": 50}
 IMAGES = ["--model.latents", "images", "--model.autoencoder.inputs", "1", "--model.autoencoder.stride", "1",
@@ -108,6 +111,31 @@ class Study:
     def images(self, seed: int) -> Path:
         more = ["--model.earlier", str(self.shared()), "--seed_everything", str(seed), *IMAGES]
         return self.fit(f"images_s{seed}", {k: STEPS[k] for k in ("autoencoder", "diffusion")}, *more)
+
+    def cinema(self) -> ConditionalAtlas:
+        """The atlas of experiments/cinema_dhcp_best.yaml, of the same scans and conditions."""
+        root, name = self.work / "runs", f"{self.data}_cinema"
+        if not [run for run in runs.runs_of(root, name) if runs.is_finished(run)]:
+            ours, theirs = (
+                yaml.safe_load((ROOT / "experiments" / f"{e}.yaml").read_text(encoding="utf-8"))
+                for e in ("cinema_dhcp_best", self.experiment)
+            )
+            asked = list(CINEMA[self.data])
+            given = {"explicit": asked, "time": asked[0], "sigma": CINEMA[self.data][asked[0]], "points": 16384}
+            ours["model"]["init_args"] |= given
+            if self.data == "slabs":
+                ours["model"]["init_args"] |= {"strip": False, "elsewhere": 0.5}
+            ours["data"] = theirs["data"]
+            config = self.work / "cinema.yaml"
+            config.write_text(yaml.safe_dump(ours), encoding="utf-8")
+            call(
+                "fit", "--config", str(config), *self.place, "--runs", str(root), "--wandb", "false",
+                "--experiment", name,
+            )  # fmt: skip
+        run = [run for run in runs.runs_of(root, name) if runs.is_finished(run)][-1]
+        method = load_method(run / runs.LAST)
+        assert isinstance(method, ConditionalAtlas)
+        return method
 
     def _curves(self, name: str, run: Path, stages: dict[str, int]) -> None:
         """A row for each stage: its last validation, and the seconds until then."""
@@ -204,6 +232,10 @@ def variants(study: Study, parts: list[str]) -> None:
             atlas_rows(study, method, plain.__name__, 0, plain)
             if plain in (baselines.voxel_mean, baselines.mean_field):  # the template takes minutes for each condition
                 response_rows(study, method, plain.__name__, 0, plain)
+    if "cinema" in parts:
+        method, atlas = study.load(study.shared()), study.cinema()
+        atlas_rows(study, method, "cinema", 0, partial(baselines.cinema, atlas))
+        response_rows(study, method, "cinema", 0, partial(baselines.cinema, atlas))
     for seed in SEEDS:
         if f"seed{seed}" not in parts:
             continue
@@ -233,7 +265,7 @@ def main() -> None:
     parser.add_argument("data", choices=["slabs", "phantom", "memory"])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--work", type=Path, default=Path("/tmp/medinr_diffusion"))
-    parser.add_argument("--only", default="shared,seed0,seed1,seed2,ablation,images", help="parts, by commas")
+    parser.add_argument("--only", default="shared,cinema,seed0,seed1,seed2,ablation,images", help="parts, by commas")
     args = parser.parse_args()
     if args.data == "memory":
         from tests.benchmarks.diffusion_memory import published

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from medinr import metrics
+from medinr.atlas_volumes import atlas_domain, decoded_at
 from medinr.fields.squaring import warp
 from medinr.losses.morphology import integrated, neighbourhood_weights, recentred
-from medinr.methods import DiffusionDeformation
+from medinr.methods import ConditionalAtlas, DiffusionDeformation
 from medinr.methods import diffusion_stages as stages
+from medinr.space import Image, transform_points
+from medinr.start import find_start
 
 RATE = 0.3
 
@@ -105,6 +108,28 @@ def intensities(method: DiffusionDeformation, wanted: Tensor, seed: int = 0) -> 
     v = stages.refined(method.compare, image[None, None], method.template[None], v, (4, 2), method.refine, RATE)
     moved = warp(method.state["probabilities"][None], integrated(v, method.squarings))[0]
     return Candidate(image, moved, None)
+
+
+def cinema(atlas: ConditionalAtlas, method: DiffusionDeformation, wanted: Tensor) -> Candidate:
+    """A CINeMA atlas of the same scans, brought to the general atlas's place by one affine transform."""
+    told = {c.name: float(v) for c, v in zip(method.conditions, wanted, strict=True) if not v.isnan()}
+    assert atlas.time is not None
+    times = torch.tensor([k[atlas.time.name] for k in atlas.state["known"]])
+    latent = atlas.at(told.pop(atlas.time.name, float(times.mean())), told)
+    place = method.domain
+    plain = Image(method.template, place)
+    own = atlas_domain(atlas.unit_mm, min(place.spacing))
+    image = decoded_at(atlas, latent, transform_points(own.voxel_to_world, own.voxels()))[:, :1]
+    guess = Image(image.T.reshape(1, *own.shape).clamp(0, 1), own)
+    matrix = find_start(plain, guess, "affine", [(0, 1), (0, 1)])
+    world = transform_points(matrix @ place.voxel_to_world, place.voxels().double()).float()
+    out = decoded_at(atlas, latent, world)
+    shares = out[:, 1:].softmax(1).T.reshape(-1, *place.shape)
+    order = [atlas.labels.index(v) for v in method.state["label_values"]]
+    known = method.state["probabilities"].sum(0) > 0.05
+    for axes in ((1, 2), (0, 2), (0, 1)):  # some planes have no labels at all
+        shares = shares * known.amax(axes, keepdim=True)
+    return Candidate(out[:, 0].clamp(0, 1).view(place.shape), shares[order], None)
 
 
 def diffused(
