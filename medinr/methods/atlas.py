@@ -49,6 +49,8 @@ class ConditionalAtlas(Members, Method):
         decoder: the shared network.
         points: random points a step, over all scans of the step.
         scans: scans a step, at most.
+        balance: ``scans``, all scans as often as published, or ``voxels``, each as often as its brain is large: where
+            brains grow, late ones are larger and more folded, and otherwise stay blurred longest.
         explicit: names of the conditions that the decoder is told; None: all of the cohort's.
         time: the condition that atlases are made along (None: the first continuous one).
         sigma: standard deviation of the kernel over time, in its units (published 0.5 weeks).
@@ -82,6 +84,7 @@ class ConditionalAtlas(Members, Method):
         decoder: ModulatedSIREN,
         points: int = 8192,
         scans: int = 16,
+        balance: Literal["scans", "voxels"] = "scans",
         explicit: Sequence[str] | None = None,
         time: str | None = None,
         sigma: float = 0.5,
@@ -118,6 +121,7 @@ class ConditionalAtlas(Members, Method):
             )
         self.decoder = decoder
         self.points, self.scans_per_step, self.explicit, self.time_name = points, scans, explicit, time
+        self.balance = balance
         self.sigma, self.degree, self.effects, self.pose_kind, self.control = sigma, degree, effects, pose, control
         self.label_weight, self.code_weight, self.smooth_weight = label_weight, code_weight, smooth_weight
         self.pose_weight, self.halo, self.halo_mm, self.elsewhere = pose_weight, halo, halo_mm, elsewhere
@@ -182,6 +186,8 @@ class ConditionalAtlas(Members, Method):
     def attach(self, cohort: Cohort) -> None:
         self.samplers = [self.sampler(cohort.scan(n)).to(self.device) for n in cohort.names("train")]
         self.share = self._shares(self.samplers)
+        sizes = [len(s.inside) if self.balance == "voxels" else 1 for s in self.samplers]
+        self.turns = [i for i, n in enumerate(sizes) for _ in range(round(n / min(sizes)))]
         told = [encode(self.told, known) for known in self.state["known"]]
         self.encoded = torch.stack(told).to(self.device) if told else torch.zeros(0, 0)
         self.dates = self.times.tolist()
@@ -208,22 +214,25 @@ class ConditionalAtlas(Members, Method):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def chosen(self, step: int) -> list[int]:
-        """The scans of a step: every scan once before any comes again, in an order that changes every time."""
-        total, n = len(self.samplers), min(self.scans_per_step, len(self.samplers))
-        found = []
+    def chosen(self, step: int) -> list[tuple[int, int]]:
+        """The scans of a step, each with how often it came before in the step.
+
+        Every scan has had all its turns before any begins again, in an order that changes every time.
+        """
+        total, n = len(self.turns), min(self.scans_per_step, len(self.samplers))
+        found: list[int] = []
         for place in range(step * n, step * n + n):
             order = torch.Generator().manual_seed(self.state["seed"] + place // total)
-            found.append(int(torch.randperm(total, generator=order)[place % total]))
-        return found[rank() :: world_size()]
+            found.append(self.turns[int(torch.randperm(total, generator=order)[place % total])])
+        return [(i, found[:k].count(i)) for k, i in enumerate(found)][rank() :: world_size()]
 
     def draw(self) -> list[tuple[int, Drawn]]:
         """Points of this process's scans of the step. They depend on the step and the scan alone."""
         step = self.global_step if self._trainer is not None else 0
-        chosen, found = self.chosen(step), []
+        found = []
         each = max(1, self.points // min(self.scans_per_step, len(self.samplers)))
-        for i in chosen:
-            seed = (self.state["seed"] * 1_000_003 + step * 10_007 + i) % 2**62
+        for i, before in self.chosen(step):
+            seed = (self.state["seed"] * 1_000_003 + step * 10_007 + before * 100_000_007 + i) % 2**62
             generator = torch.Generator(self.device).manual_seed(seed)
             found.append((i, self.samplers[i].draw(each, generator, self.halo, self.elsewhere, self.jitter)))
         return found

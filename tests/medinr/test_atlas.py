@@ -290,8 +290,21 @@ def test_terms_have_the_same_names_whatever_the_scans() -> None:
 
 def test_every_scan_has_its_turn() -> None:
     method = ready(scans=4)
-    seen = [i for step in range(3) for i in method.chosen(step)]
+    seen = [i for step in range(3) for i, _ in method.chosen(step)]
     assert sorted(seen) == sorted(2 * list(range(6))), "twelve places, six scans"
+
+
+def test_large_brains_have_more_turns_with_other_points() -> None:
+    method = ready(scans=6, balance="voxels")
+    sizes = [len(s.inside) for s in method.samplers]
+    turns = [round(n / min(sizes)) for n in sizes]
+    assert turns[0] == 1 and turns[-1] > 1, turns
+    steps = math.lcm(6, sum(turns)) // 6  # whole rounds
+    seen = [i for step in range(steps) for i, _ in method.chosen(step)]
+    assert [seen.count(i) for i in range(6)] == [n * 6 * steps // sum(turns) for n in turns]
+    again = next(i for i, before in method.chosen(0) if before)
+    one, two, *_ = (drawn.world for i, drawn in method.draw() if i == again)
+    assert not torch.equal(one, two)
 
 
 def test_one_code_for_the_whole_brain() -> None:
