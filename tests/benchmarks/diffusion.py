@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,18 @@ def halves(method: DiffusionDeformation, name: str) -> list[tuple[float, list[st
     return [(sum(method.known.known[n][name] for n in part) / len(part), part) for part in parts]
 
 
-def wanted(method: DiffusionDeformation, name: str, value: float) -> torch.Tensor:
-    return torch.tensor([value if c.name == name else float("nan") for c in method.conditions])
+def wanted(
+    method: DiffusionDeformation, name: str, value: float, fixed: Mapping[str, float] | None = None
+) -> torch.Tensor:
+    told = {**(fixed or {}), name: value}
+    return torch.tensor([told.get(c.name, float("nan")) for c in method.conditions])
+
+
+def means_of_others(method: DiffusionDeformation, name: str) -> dict[str, float]:
+    """Of the other conditions, over the training scans."""
+    known = [method.known.known[n] for n in method.known.names("train")]
+    values = {c.name: torch.tensor([k.get(c.name, float("nan")) for k in known]) for c in method.conditions}
+    return {k: float(v.nanmean()) for k, v in values.items() if k != name}
 
 
 def atlas_rows(study: Study, method: DiffusionDeformation, variant: str, seed: int, make: Any) -> None:
@@ -197,15 +208,24 @@ def atlas_rows(study: Study, method: DiffusionDeformation, variant: str, seed: i
 
 
 def response_rows(study: Study, method: DiffusionDeformation, variant: str, seed: int, make: Any) -> None:
-    """Seven requests over the middle nine tenths of the trained values."""
+    """Seven requests over the middle nine tenths of the trained values; once more with other conditions held fixed."""
+    name, _ = CONDITION[study.data]
+    if others := means_of_others(method, name):
+        response_row(study, method, f"{variant}; {', '.join(others)} fixed", seed, make, others)
+    response_row(study, method, variant, seed, make, {})
+
+
+def response_row(
+    study: Study, method: DiffusionDeformation, variant: str, seed: int, make: Any, fixed: dict[str, float]
+) -> None:
     if there(kind="response", data=study.data, variant=variant, seed=seed):
         return
     name, value = CONDITION[study.data]
     known = torch.tensor([method.known.known[n][name] for n in method.known.names("train")])
     low, high = torch.quantile(known, torch.tensor([0.05, 0.95])).tolist()
     asked = np.linspace(low, high, 7)
-    got = [baselines.volume_ml(method, make(method, wanted(method, name, float(v))), value) for v in asked]
-    free = baselines.volume_ml(method, make(method, wanted(method, name, float("nan"))), value)
+    got = [baselines.volume_ml(method, make(method, wanted(method, name, float(v), fixed)), value) for v in asked]
+    free = baselines.volume_ml(method, make(method, wanted(method, name, float("nan"), fixed)), value)
     slope, correlation = float(np.polyfit(asked, got, 1)[0]), float(np.corrcoef(asked, got)[0, 1])
     add({
         "kind": "response", "data": study.data, "variant": variant, "seed": seed, "slope": slope,
