@@ -169,7 +169,16 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
         data = MouseCohort(str(root), starts, test=[f"mouse-{out}"], margin_mm=1.0)
         given = {"root": root, "starts": starts, "test": f'["mouse-{out}"]', "spacing": "null", "margin_mm": 1.0}
         options = ["--data", "MouseCohort", *(f"--data.{k}={v}" for k, v in given.items())]
-        given = {"explicit": "[]", "smooth_weight": 0, "halo_mm": 0.75, "scans": 8, "strip": "true", "points": 16384}
+        given = {
+            "explicit": "[]",
+            "smooth_weight": 0,
+            "halo_mm": 0.75,
+            "balance": "scans",
+            "scans": 8,
+            "strip": "true",
+            "points": 16384,
+        }
+        given |= {"decoder.grids": "[16,32,64]"}
         options += [*(f"--model.{k}={v}" for k, v in given.items()), f"--trainer.max_steps={steps}"]
         method, wall, used = fitted("cinema_crl.yaml", f"mouse_{out}_{steps}", work, *options)
         scan = data.cohort.scan(f"mouse-{out}")
@@ -357,13 +366,13 @@ def main() -> None:
             print(json.dumps(row))
     elif given.series == "crl":
         for week in [int(w) for w in given.alone.split(",") if w]:
-            crl(given.work, given.steps or 1500, (week,))
+            crl(given.work, given.steps or 3000, (week,))
         if not given.alone:
-            crl(given.work, given.steps or 1500, HELD)
+            crl(given.work, given.steps or 3000, HELD)
     elif given.series == "cost":
         cost()
     elif given.series == "mouse":
-        mouse(given.work, given.steps or 1500, [int(i) for i in given.held.split(",")])
+        mouse(given.work, given.steps or 1000, [int(i) for i in given.held.split(",")])
     else:
         phantom(given.work, given.steps or 2000, given.codes.split(","))
 
