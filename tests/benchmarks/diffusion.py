@@ -153,6 +153,12 @@ class Study:
                     found |= {k: float(v) for k, v in row.items() if v and k.startswith(("val/", "costs/", "loss/"))}
             add({"kind": "stage", "data": self.data, "run": name, "stage": stage, "steps": n, **found})
 
+    def region(self, method: DiffusionDeformation) -> torch.Tensor | None:
+        """Where the condition's label counts: of the phantom's fluid, what is nearest to the lateral ventricles (4)."""
+        if self.data == "slabs":
+            return None
+        return baselines.nearer(self.work / "ukb" / "atlas" / "labels.nii.gz", method.domain, 4, 1)
+
     def load(self, checkpoint: Path) -> DiffusionDeformation:
         """A checkpoint with the cohort attached."""
         from jsonargparse import ArgumentParser
@@ -223,13 +229,36 @@ def response_row(
     name, value = CONDITION[study.data]
     known = torch.tensor([method.known.known[n][name] for n in method.known.names("train")])
     low, high = torch.quantile(known, torch.tensor([0.05, 0.95])).tolist()
-    asked = np.linspace(low, high, 7)
-    got = [baselines.volume_ml(method, make(method, wanted(method, name, float(v), fixed)), value) for v in asked]
-    free = baselines.volume_ml(method, make(method, wanted(method, name, float("nan"), fixed)), value)
+    asked, region = np.linspace(low, high, 7), study.region(method)
+
+    def measured(request: float) -> float:
+        found = make(method, wanted(method, name, request, fixed))
+        return baselines.volume_ml(method, found.probabilities, value, region)
+
+    got, free = [measured(float(v)) for v in asked], measured(float("nan"))
     slope, correlation = float(np.polyfit(asked, got, 1)[0]), float(np.corrcoef(asked, got)[0, 1])
     add({
         "kind": "response", "data": study.data, "variant": variant, "seed": seed, "slope": slope,
         "correlation": correlation, "asked": asked.tolist(), "got": got, "none": free,
+    })  # fmt: skip
+
+
+def scans_row(study: Study, method: DiffusionDeformation) -> None:
+    """The same measurement of the training scans themselves: what the grid and the region make of true volumes."""
+    if there(kind="response", data=study.data, variant="training scans"):
+        return
+    (name, value), region = CONDITION[study.data], study.region(method)
+    asked, got = [], []
+    for scan in method.known.names("train"):
+        labels = method.space_.labels(scan)
+        if labels is not None:
+            shares = baselines.one_hot(labels, method.state["label_values"])
+            asked.append(method.known.known[scan][name])
+            got.append(baselines.volume_ml(method, shares, value, region))
+    slope, correlation = float(np.polyfit(asked, got, 1)[0]), float(np.corrcoef(asked, got)[0, 1])
+    add({
+        "kind": "response", "data": study.data, "variant": "training scans", "seed": 0, "slope": slope,
+        "correlation": correlation, "asked": asked, "got": got,
     })  # fmt: skip
 
 
@@ -248,6 +277,7 @@ def variants(study: Study, parts: list[str]) -> None:
     torch.set_num_threads(1)
     if "shared" in parts:
         method = study.load(study.shared())
+        scans_row(study, method)
         for plain in (baselines.general, baselines.voxel_mean, baselines.mean_field, baselines.template):
             atlas_rows(study, method, plain.__name__, 0, plain)
             if plain in (baselines.voxel_mean, baselines.mean_field):  # the template takes minutes for each condition

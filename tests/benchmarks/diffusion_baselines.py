@@ -3,18 +3,21 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from medinr import metrics
+from medinr import io, metrics
 from medinr.atlas_volumes import atlas_domain, decoded_at
 from medinr.fields.squaring import warp
 from medinr.losses.morphology import integrated, neighbourhood_weights, recentred
 from medinr.methods import ConditionalAtlas, DiffusionDeformation
 from medinr.methods import diffusion_stages as stages
-from medinr.space import Image, transform_points
+from medinr.sampling import nearest
+from medinr.space import Domain, Image, transform_points
 from medinr.start import find_start
 
 RATE = 0.3
@@ -141,11 +144,20 @@ def diffused(
     return Candidate(found.image, found.probabilities, found.det)
 
 
-def volume_ml(method: DiffusionDeformation, candidate: Candidate, value: int) -> float:
-    """Expected volume of a label."""
-    k = method.state["label_values"].index(value)
+def volume_ml(method: DiffusionDeformation, probabilities: Tensor, value: int, region: Tensor | None) -> float:
+    """Expected volume of a label, in a region or everywhere."""
+    found = probabilities[method.state["label_values"].index(value)]
     litre = abs(float(torch.linalg.det(method.domain.voxel_to_world[:3, :3]))) / 1000
-    return float(candidate.probabilities[k].sum()) * litre
+    return float((found if region is None else found[region]).sum()) * litre
+
+
+def nearer(file: Path, domain: Domain, one: int, other: int) -> Tensor:
+    """Where a label of a file is nearer than another one, on a grid: of cerebrospinal fluid, that of the ventricles."""
+    own = io.read_domain(file)
+    labels = io.read_labels(file, own).numpy()
+    first, second = (torch.from_numpy(distance_transform_edt(labels != v)) for v in (one, other))
+    voxels = transform_points(own.world_to_voxel @ domain.voxel_to_world, domain.voxels().double()).float()
+    return nearest((first < second).int(), voxels).view(domain.shape) == 1
 
 
 @torch.no_grad()
