@@ -12,11 +12,28 @@ from medinr.configured import Configured
 from medinr.errors import UserError
 from medinr.precision import convolutions
 
+CORRECTIONS = 20
+
 
 def padded_to(x: Tensor, multiple: int) -> Tensor:
     """Volumes [B, C, X, Y, Z] with their last slices repeated up to a multiple of voxels along each axis."""
     short = [-n % multiple for n in x.shape[2:]]
     return F.pad(x, (0, short[2], 0, short[1], 0, short[0]), mode="replicate") if any(short) else x
+
+
+def on_lattice(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Values [B, C, *size] between which trilinear interpolation gives volumes [B, C, X, Y, Z], as nearly as it can.
+
+    Means over the cells alone smooth: interpolated again, they had lost half of what a ventricle had widened by. They
+    are corrected by the means of what is missing (Landweber's iteration); volumes that were interpolated come back.
+    """
+    if list(x.shape[2:]) == list(size):
+        return x
+    found = F.interpolate(x, size=list(size), mode="area")
+    for _ in range(CORRECTIONS):
+        missing = x - F.interpolate(found, size=list(x.shape[2:]), mode="trilinear", align_corners=False)
+        found = found + F.interpolate(missing, size=list(size), mode="area")
+    return found
 
 
 class Autoencoder(Configured, nn.Module):
@@ -78,8 +95,8 @@ class Autoencoder(Configured, nn.Module):
         return [self.latent_channels, *(-(-n // 2**self.halvings) for n in self.lattice(shape))]
 
     def coarse(self, x: Tensor) -> Tensor:
-        """Means over the cells of the lattice [B, inputs, x, y, z], in units of the spread."""
-        return F.interpolate(x, size=self.lattice(x.shape[2:]), mode="area") / self.spread
+        """Values on the lattice [B, inputs, x, y, z], in units of the spread (`on_lattice`)."""
+        return on_lattice(x, self.lattice(x.shape[2:])) / self.spread
 
     def dense(self, coarse: Tensor, shape: Sequence[int]) -> Tensor:
         """The opposite of `coarse`: trilinear on a grid of that shape."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medinr import metrics
 from medinr.data.cohort import Cohort
@@ -15,7 +14,7 @@ from medinr.data.working import on_grid
 from medinr.errors import UserError
 from medinr.fields.conditions import ConditionEmbedding
 from medinr.fields.diffusion import Denoiser, denoising_loss
-from medinr.fields.latent import Autoencoder
+from medinr.fields.latent import Autoencoder, on_lattice
 from medinr.fields.squaring import warp_labels
 from medinr.fields.unet import PairNetwork
 from medinr.io import as_image
@@ -204,7 +203,7 @@ class ScanGenerator(DeformationGenerator):
         if self.refine:  # they took minutes; a network's are made again at once
             lattice = self.autoencoder.lattice(self.domain.shape)
             self.state["velocities"] = {
-                n: F.interpolate(v, size=lattice, mode="area")[0].half().cpu() for n, v in zip(names, each, strict=True)
+                n: on_lattice(v, lattice)[0].half().cpu() for n, v in zip(names, each, strict=True)
             }
 
     def _fuse(self, names: Sequence[str], velocities: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medinr.configured import Configured
 from medinr.errors import UserError
-from medinr.fields.latent import Autoencoder, kl_divergence
+from medinr.fields.latent import Autoencoder, kl_divergence, on_lattice
 from medinr.fields.squaring import grid_jet, inside, warp
 from medinr.losses import Regularizer
 from medinr.losses.morphology import Register, content, integrated, mean_displacement, morphology_loss
@@ -183,7 +183,7 @@ def refined(
     shape = list(velocity.shape[2:])
     found = velocity.detach()
     for stride in strides:
-        control = F.interpolate(found, size=[-(-n // stride) for n in shape], mode="area").requires_grad_()
+        control = on_lattice(found, [-(-n // stride) for n in shape]).requires_grad_()
         adam: torch.optim.Adam | None = None
         for _ in range(steps):
             with torch.enable_grad():

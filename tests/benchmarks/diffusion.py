@@ -297,7 +297,8 @@ def variants(study: Study, parts: list[str]) -> None:
             if variant == "diffusion":
                 atlas_rows(study, method, "regression", seed, baselines.regression)
                 response_rows(study, method, "regression", seed, baselines.regression)
-            for guidance, samples in ((1.0, 1), (1.0, 5), (2.0, 5)):
+            strong = [(2.0, 5)] if seed == 0 and variant.endswith("15") else []
+            for guidance, samples in ((1.0, 1), (1.0, 5), *strong):
                 told = f"{variant}, guidance {guidance:g}, {samples} sample(s)"
 
                 make = partial(baselines.diffused, samples=samples, guidance=guidance, seed=seed)

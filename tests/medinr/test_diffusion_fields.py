@@ -9,7 +9,7 @@ from torch import Tensor
 from medinr.errors import UserError
 from medinr.fields.conditions import ConditionEmbedding
 from medinr.fields.diffusion import BETAS, TRAIN_STEPS, Denoiser, ddim, denoising_loss, guided, noising, sampler
-from medinr.fields.latent import Autoencoder, kl_divergence
+from medinr.fields.latent import Autoencoder, kl_divergence, on_lattice
 
 NAN = math.nan
 
@@ -69,6 +69,26 @@ def test_autoencoder_works_in_units_of_the_spread_and_keeps_a_constant_on_its_la
     assert torch.allclose(made.dense(made.coarse(x), (7, 8, 5)), x)
     with pytest.raises(UserError, match="volumes of 3 channels"):
         made.encode(x[:, :1])
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 12), (15, 17, 11)])
+def test_what_was_interpolated_from_a_lattice_comes_back(shape: tuple[int, int, int]) -> None:
+    """A bump of one control point, which means over the cells would flatten."""
+    size = [-(-n // 2) for n in shape]
+    bump = torch.zeros(1, 3, *size)
+    bump[0, :, 3, 4, 2] = torch.tensor([1.0, -2.0, 3.0])
+    dense = torch.nn.functional.interpolate(bump, size=list(shape), mode="trilinear", align_corners=False)
+    again = torch.nn.functional.interpolate(
+        on_lattice(dense, size), size=list(shape), mode="trilinear", align_corners=False
+    )
+    means = torch.nn.functional.interpolate(
+        torch.nn.functional.interpolate(dense, size=size, mode="area"),
+        size=list(shape), mode="trilinear", align_corners=False,
+    )  # fmt: skip
+    peak = dense.abs().max()
+    assert (means - dense).abs().max() > 0.3 * peak
+    assert (again - dense).abs().max() < 0.1 * peak
+    assert on_lattice(dense, shape) is dense
 
 
 def test_another_head_decodes_the_same_latents_to_zero_at_first_with_the_decoders_weights() -> None:
