@@ -32,7 +32,14 @@ from tests.medinr.tolerances import assert_close
 
 FLAT = Domain.of((40, 36, 1), [[2, 0, 0, -39], [0, 2, 0, -35], [0, 0, 5, 10], [0, 0, 0, 1]])
 SMALL = Domain.of((24, 24, 24), [[4, 0, 0, -46], [0, 4, 0, -46], [0, 0, 4, -46], [0, 0, 0, 1]])
-BRIEF: dict[str, Any] = {"shrinks": (2.0, 1.0), "steps": (25, 10), "spacings": (4.0,), "radius": 2, "agreement": 0.0}
+BRIEF: dict[str, Any] = {
+    "shrinks": (2.0, 1.0),
+    "steps": (25, 10),
+    "spacings": (4.0,),
+    "radius": 2,
+    "agreement": 0.0,
+    "bending": 2.0,
+}
 
 
 def method(network: bool = False, refinement: dict[str, Any] | None = None, **options: Any) -> RefinedRegistration:
