@@ -51,7 +51,7 @@ ADULTS = {"adult_1": (34, 36), "adult_2": (36, 39), "adult_3": (39, 34), "adult_
 FETUSES = {"fetal_1": (23, 26), "fetal_2": (27, 24), "fetal_3": (25, 30), "fetal_4": (30, 27)}
 """Weeks of pregnancy, moving onto fixed."""
 NAMES = [*WARPS, "sliding_14", "popi", *MICE, *PHANTOMS, *ADULTS, *FETUSES]
-TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14")
+TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14", "adult_4", "fetal_4")
 """Settings are chosen on these; all other pairs are test pairs."""
 
 
