@@ -26,7 +26,9 @@ from tests.medinr.tolerances import assert_close
 
 SHIFT_MM = 7.0
 """Of the half x > 0, along y; the other half rests."""
-STAGES: dict[str, Any] = {"shrinks": (2.0, 1.0), "steps": (20, 20), "spacings": (4.0,), "radius": 2, "agreement": 0.0}
+STAGES: dict[str, Any] = {
+    "shrinks": (2.0, 1.0), "steps": (20, 20), "spacings": (4.0,), "radius": 2, "agreement": 0.0, "bending": 2.0,
+}  # fmt: skip
 
 
 def halves(world: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def test_converged() -> None:
 
 def fitted(steps: tuple[int, int] = STEPS) -> tuple[RefinedRegistration, int, float]:
     torch.manual_seed(0)
-    method = RefinedRegistration(None, Refinement((4.0, 2.0), steps, spacings=(4.0,)), LocalNCC())
+    method = RefinedRegistration(None, Refinement((4.0, 2.0), steps, spacings=(4.0,), bending=2.0), LocalNCC())
     pair = pairs.pair()
     step, interrupted = fit(method, pair, sum(steps), "cpu")
     assert not interrupted
