@@ -11,7 +11,6 @@ larger.
 """
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 from medinr import cli, io
 from medinr.callbacks import runs
+from medinr.dashboard.records import read_cases
 from tests.benchmarks.measure import ROOT, read_rows
 from tests.benchmarks.tables import commit
 from tests.medinr import breathing
@@ -101,11 +101,10 @@ def one(name: str, precision: str, seed: int, work: Path, found: dict[str, str],
     words += ["--trainer.precision", precision, *more]
     assert cli.main(["fit", *words]) == 0
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    [run] = runs.runs_of(work / "runs", label)
+    run = runs.runs_of(work / "runs", label)[-1]  # one that was broken off may lie before it
     given = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / runs.LAST)]
     assert cli.main(["test", *given]) == 0
-    with (run / "results" / "cases.csv").open(encoding="utf-8") as file:
-        values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    values = [float(row[metric]) for row in read_cases(run / "results") if row.get(metric) is not None]
     answer.put({
         "method": name, "precision": precision, "seed": seed, "metric": metric, "value": statistics.mean(values),
         "cpu_s": round(spent.ru_utime + spent.ru_stime, 1), "memory_mb": round(spent.ru_maxrss / 1024),
