@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ RATE = 0.3
 """Voxels: step of the refinement."""
 IN_MEMORY = 1000
 """Codes of scans that are kept."""
+
+perceptual = cache(metrics.PerceptualDistance)
+"""The network of a file of weights, read once."""
 
 
 class ScanGenerator(DeformationGenerator):
@@ -289,7 +293,7 @@ class ScanGenerator(DeformationGenerator):
             found["atlas/dice"] = sum(scores.values()) / max(len(scores), 1)
         if self.lpips is not None:
             person = self.space_.image(name)[0]
-            found["atlas/lpips"] = float(metrics.PerceptualDistance(self.lpips)(atlas.image, person, 1.0))
+            found["atlas/lpips"] = float(perceptual(self.lpips)(atlas.image, person, 1.0))
         self.log_dict(found, batch_size=1, sync_dist=True)
         return {"row": {"case": name, **found}}
 

@@ -36,8 +36,7 @@ class Refinement(Configured):
     details do not correspond: windows have to be larger and the deformation stiffer. The first stage tells which: where
     the mean local NCC that it ends with, on the grid of the next and of windows with contrast, is below ``agreement``
     (measured: 0.96 to 0.99 of one chest in two phases, 0.96 of two human brains, 0.91 to 0.93 of two mouse brains with
-    their noise), the later stages take
-    ``unlike_radius`` and ``unlike_bending``; of each sliding region by itself.
+    their noise), the later stages take ``unlike_radius`` and ``unlike_bending``; of each sliding region by itself.
 
     Args:
         shrinks: distance of the grid's points, one for each stage.

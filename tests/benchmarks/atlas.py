@@ -177,8 +177,8 @@ def mouse(work: Path, steps: int, held: list[int]) -> None:
             "scans": 8,
             "strip": "true",
             "points": 16384,
+            "decoder.grids": "[16,32,64]",
         }
-        given |= {"decoder.grids": "[16,32,64]"}
         options += [*(f"--model.{k}={v}" for k, v in given.items()), f"--trainer.max_steps={steps}"]
         method, wall, used = fitted("cinema_crl.yaml", f"mouse_{out}_{steps}", work, *options)
         scan = data.cohort.scan(f"mouse-{out}")

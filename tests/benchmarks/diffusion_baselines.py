@@ -16,6 +16,7 @@ from medinr.fields.squaring import warp
 from medinr.losses.morphology import integrated, neighbourhood_weights, recentred
 from medinr.methods import ConditionalAtlas, DiffusionDeformation
 from medinr.methods import diffusion_stages as stages
+from medinr.methods.diffusion_scans import perceptual
 from medinr.sampling import nearest
 from medinr.space import Domain, Image, transform_points
 from medinr.start import find_start
@@ -182,7 +183,7 @@ def judged(method: DiffusionDeformation, candidate: Candidate, names: Sequence[s
         there = integrated(method.register_pair(atlas, image), method.squarings)[0]
         moves.append(stages.world_mm(there, method.domain))
     if weights := os.environ.get("MEDINR_ALEXNET"):
-        lpips = metrics.PerceptualDistance(weights)
+        lpips = perceptual(weights)
         found["lpips"] = [float(lpips(candidate.image, method.space_.image(n)[0], 1.0)) for n in names]
     inside = candidate.image > 0.1
     out = {k: sum(v) / len(v) for k, v in found.items()}
