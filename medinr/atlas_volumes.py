@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medinr.latents import Latent
+from medinr.precision import full
 from medinr.space import Domain, transform_points
 
 CHUNK = 4096
@@ -75,10 +76,11 @@ def atlas_domain(unit_mm: float, spacing: float) -> Domain:
 
 @torch.no_grad()
 def decoded_at(atlas: Decodes, latent: Latent, world: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Intensities and logits [n, M + K] at world points [n, 3], piece by piece, on the CPU."""
+    """Intensities and logits [n, M + K] at world points [n, 3], piece by piece, in full precision, on the CPU."""
     one = [v[None].to(device) for v in (latent.code, latent.encoded, latent.pose, latent.centre)]
     step = CHUNK if str(device) == "cpu" else 64 * CHUNK
-    return torch.cat([atlas.decode(piece[None].to(device), *one)[0].cpu() for piece in world.split(step)])
+    with full(torch.device(device).type):
+        return torch.cat([atlas.decode(piece[None].to(device), *one)[0].cpu() for piece in world.split(step)])
 
 
 def _anything(atlas: Decodes, out: Tensor) -> Tensor:

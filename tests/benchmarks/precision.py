@@ -35,7 +35,7 @@ PAIR = tuple(
     for side in ("fixed", "moving")
     for key, name in (("", ".nii.gz"), ("_points", "_points.csv"))
 )
-LEARNED = (SLABS, "--data.spacing=[4,4,2]", "--trainer.max_steps=150", "--data.steps_per_epoch=75")
+LEARNED = (SLABS, "--data.spacing=[4,4,2]", "--trainer.max_steps=400", "--data.steps_per_epoch=400")
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "idir": ("idir_dirlab_best", "tre/mean", (LUNGS, "--trainer.max_steps=300")),
     "cidir": ("cidir_dirlab", "tre/mean", (LUNGS, "--trainer.max_steps=300", "--model.field.hidden=[128,128,128]")),
@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (LUNGS, "--trainer.max_steps=300", "--model.method.field.hidden=[128,128,128]", "--model.method.points=2048"),
     ),
     "hybrid": ("hybrid_dirlab", "tre/mean", (LUNGS,)),
-    "sinr": ("sinr_pair_best", "tre/mean", (*PAIR, "--trainer.max_steps=200")),
+    "sinr": ("sinr_pair_best", "tre/mean", (*PAIR, "--trainer.max_steps=600", "--model.field.spacing=4")),
     "geometry": (
         "geometry_tube_best", "tre/mean",
         (*PAIR, "--data.fixed_mask={tube}/peristalsis/mask.nii.gz", "--trainer.max_steps=300",
@@ -52,7 +52,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
          "--model.field.other.centreline={tube}/peristalsis/centreline.csv"),
     ),
     "stnerp": (
-        "stnerp_4dct", "psnr/held_out",
+        "stnerp_4dct", "image/rms",
         ("--data.root={sequence}", "--data.held_out=[30]", "--data.reference=0", "--trainer.max_steps=300",
          "--model.window=null", "--model.field.hidden=[128,128,128]", "--model.prior.field.hidden=[128,128,128]",
          "--model.lr=3e-4", "--model.prior.lr=3e-4"),
@@ -61,7 +61,8 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "midir": ("midir_slabs", "dsc/mean", LEARNED),
     "cinema": (
         "cinema_dhcp_best", "dsc/mean",
-        ("--data.root={brains}", "--trainer.max_steps=300", "--model.points=4096", "--model.decoder.code=32"),
+        ("--data.root={brains}", "--trainer.max_steps=300", "--model.points=4096", "--model.decoder.code=32",
+         "--trainer.limit_test_batches=2"),
     ),
     "diffdef": (
         "diffdef_slabs", "atlas/dice",

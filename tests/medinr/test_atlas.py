@@ -46,6 +46,9 @@ class Data(lightning.LightningDataModule):
     def val_dataloader(self) -> Any:
         return step_loader(1)
 
+    def test_dataloader(self) -> Any:
+        return [0]
+
 
 def fit(method: ConditionalAtlas, cohort: Any, steps: int) -> ConditionalAtlas:
     trainer = lightning.Trainer(
@@ -68,6 +71,20 @@ def ready(**options: Any) -> ConditionalAtlas:
     method.size(cohort)
     method.attach(cohort)
     return method
+
+
+def test_a_test_is_in_full_precision_whatever_the_trainer_says(fitted: ConditionalAtlas) -> None:
+    """The first layer of a decoder that is only looked at had been rounded, and the next one did not take it."""
+    found = []
+    precisions: tuple[Any, ...] = ("32-true", "bf16-mixed")
+    for precision in precisions:
+        trainer = lightning.Trainer(
+            accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        found += trainer.test(fitted, Data(tiny_atlas.cohort()), verbose=False)
+    assert found[0]["dsc/mean"] > 0.5
+    assert found[1] == found[0]
 
 
 # -- conditions and kernels --------------------------------------------------------------------------------------------
