@@ -54,8 +54,11 @@ def test_experiment_runs_all_stages_and_generates(
         return capsys.readouterr().err
 
     every = "{registration: 2, autoencoder: 2, diffusion: 2, morphology: 1}"
-    call("fit", *common, "--model.steps", every, "--trainer.max_steps", "7")
-    [run] = runs.runs_of(tmp_path / "runs", path.stem)
+    stages = ["--model.steps", every, "--trainer.max_steps", "7"]
+    assert "AlexNet" in call("fit", *common, *stages, "--model.lpips", "absent.pth", code=2)
+    begun = runs.runs_of(tmp_path / "runs", path.stem)
+    call("fit", *common, *stages)
+    [run] = set(runs.runs_of(tmp_path / "runs", path.stem)) - set(begun)
     assert runs.is_finished(run)
     with (run / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

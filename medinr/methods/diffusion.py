@@ -14,7 +14,7 @@ from medinr.fields.unet import PairNetwork
 from medinr.losses import Regularizer
 from medinr.methods import diffusion_stages as stages
 from medinr.methods.diffusion_generator import Latents
-from medinr.methods.diffusion_scans import ScanGenerator
+from medinr.methods.diffusion_scans import ScanGenerator, perceptual
 from medinr.methods.diffusion_stages import STAGES, Morphology, Stage
 from medinr.methods.diffusion_trend import columns, fit_trend
 from medinr.methods.method import Group, check_precision, load_method, share_of_rate
@@ -270,6 +270,8 @@ class DiffusionDeformation(ScanGenerator):
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer.precision)
+        if self.lpips is not None:
+            perceptual(self.lpips)  # who names a wrong file is told now, not after the fit
         if stage == "fit":
             total = sum(self.steps.values())
             if self.trainer.max_steps != total:
