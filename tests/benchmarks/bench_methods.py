@@ -69,6 +69,15 @@ def methods(points: int, width: int) -> dict[str, RegistrationModule]:
     }
 
 
+def alone(method: RegistrationModule, pair: Pair) -> None:
+    """Attached to a pair, and able to make steps without a trainer."""
+    method.attach(pair)
+    method._trainer = SimpleNamespace(global_step=1, log_every_n_steps=10**9, estimated_stepping_batches=10**6)  # type: ignore[assignment]
+    for part in method.children():
+        if isinstance(part, RegistrationModule):
+            part._trainer = method._trainer
+
+
 def ours(method: RegistrationModule) -> Step:
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-5)
 
@@ -80,11 +89,12 @@ def ours(method: RegistrationModule) -> Step:
     return step
 
 
-def published(method: RegistrationModule) -> Step:
+def published(method: RegistrationModule, lr: float = 1e-5) -> Step:
     """The same loss with nested autograd, for one direction or two."""
     parts = [method.ahead, method.back] if isinstance(method, CycleConsistentRegistration) else [method]
-    voxels = [torch.ones(p.domain.shape, dtype=torch.bool).nonzero().float() for p in parts]  # type: ignore[union-attr]
-    optimizer = torch.optim.Adam(method.parameters(), lr=1e-5)
+    masks = [p.pair.fixed_mask for p in parts]  # type: ignore[union-attr]
+    voxels = [mask.nonzero().float() for mask in masks]
+    optimizer = torch.optim.Adam(method.parameters(), lr=lr)
 
     def one(part: RegistrationMethod, all_voxels: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         chosen = all_voxels[torch.randperm(len(all_voxels))[: part.points]]
@@ -142,11 +152,7 @@ def main() -> None:
     pair, records = new_pair(), []
     print("| method | published style, s a step | ours, s a step | speed-up |\n|---|---|---|---|")
     for name, method in methods(given.points, given.hidden).items():
-        method.attach(pair)
-        method._trainer = SimpleNamespace(global_step=1, log_every_n_steps=10**9, estimated_stepping_batches=10**6)  # type: ignore[assignment]
-        for part in method.children():
-            if isinstance(part, RegistrationModule):
-                part._trainer = method._trainer
+        alone(method, pair)
         times = measure.interleaved({"published": published(method), "ours": ours(method)}, given.repeats)
         row = {
             "method": name, "points": given.points, "hidden": given.hidden,
