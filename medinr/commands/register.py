@@ -33,7 +33,8 @@ from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
-from medinr.methods import CycleConsistentRegistration, RefinedRegistration, RegistrationModule
+from medinr.losses import LocalNCC
+from medinr.methods import CycleConsistentRegistration, RefinedRegistration, Refinement, RegistrationModule
 from medinr.methods.levels import robust_window, robust_windows, windowed
 from medinr.results import Evaluation, evaluate, write_results
 from medinr.start import find_start
@@ -120,7 +121,8 @@ def register(
         similarity: ``lncc`` (local NCC), ``ncc`` or ``mse``; ``multimodal`` (squared local NCC), ``nmi`` or ``mind``
             (MIND-SSC) for images of different contrast. Default: the preset's.
         preset: ``fast``, ``accurate``, or ``multimodal``: as accurate, with the similarity of that name. The latter two
-            fit the lattices in both directions, as with ``uncertainty``, unless something slides.
+            fit the lattices in both directions, as with ``uncertainty``, where the images show different bodies
+            (`Refinement.agreement`) and nothing slides.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
             is not linear in it is where the lattice starts.
@@ -186,10 +188,9 @@ def register(
         if uncertainty:
             raise UserError(f"--init {init}: expected a linear transform with --uncertainty, found displacements")
         forward.begin_at(residual, pair.domain)
-    midpoint = (
-        PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration) and regions == 1 and residual is None
-    )
-    both = uncertainty or midpoint
+    both = uncertainty
+    if PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration) and regions == 1 and residual is None:
+        both = both or unlike(forward.refinement, pair, device)
     method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if both else forward
     steps = sum(forward.steps) if isinstance(forward, RefinedRegistration) else PRESETS[preset].steps
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
@@ -213,6 +214,14 @@ def register(
             Path(out), method, pair, evaluation, inverse, extra, write, report, settings=settings | extra, warnings=said
         )
     return Result(method.transform(), evaluation, method, pair, seconds, files, interrupted, step)
+
+
+def unlike(refinement: Refinement, pair: Pair, device: str = "auto") -> bool:
+    """Whether two images show different bodies, by the first stage of a registration (`Refinement.agreement`)."""
+    short = refinement.changed(shrinks=refinement.shrinks[:2], steps=(refinement.steps[0], 1)[: len(refinement.steps)])
+    probe = RefinedRegistration(None, short, LocalNCC())
+    fit(probe, pair, sum(short.steps), device)
+    return bool(probe.unlike[0] > 0)
 
 
 def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> tuple[Tensor, Tensor | None]:

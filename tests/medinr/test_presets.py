@@ -46,10 +46,17 @@ def test_inverted_and_bent_contrast_is_registered(monkeypatch: pytest.MonkeyPatc
     assert torch.isfinite(found.evaluation.displacement).all()
 
 
-def test_accurate_fits_both_ways_where_nothing_slides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accurate_fits_both_ways_where_the_images_show_different_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PRESETS["accurate"].both_ways and PRESETS["multimodal"].both_ways and not PRESETS["fast"].both_ways
-    monkeypatch.setitem(PRESETS, "accurate", Preset((8,), 64, 2, Refinement((6.0, 3.0), (25, 15)), both_ways=True))
     pair = pairs.pair()
+
+    def preset(agreement: float) -> Preset:
+        return Preset((8,), 64, 2, Refinement((6.0, 3.0), (25, 15), agreement=agreement), both_ways=True)
+
+    monkeypatch.setitem(PRESETS, "accurate", preset(0.5))
+    alike = medinr.register(pair.fixed, pair.moving, init="none")
+    assert isinstance(alike.method, RefinedRegistration), "they agree better than that"
+    monkeypatch.setitem(PRESETS, "accurate", preset(1.0))
     given = {"init": "none", "fixed_points": pair.fixed_points, "moving_points": pair.moving_points}
     found = medinr.register(pair.fixed, pair.moving, **given)
     assert isinstance(found.method, CycleConsistentRegistration)
