@@ -48,10 +48,13 @@ WARPS = [f"{kind}_{size}" for kind in pairs_warps.KINDS for size in (10, 20)]
 PHANTOMS = [f"phantom_{i}" for i in range(1, 6)]
 ADULTS = {"adult_1": (34, 36), "adult_2": (36, 39), "adult_3": (39, 34), "adult_4": (32, 38)}
 """Scans of two persons each, moving onto fixed; the first three persons are those that no learned method has seen."""
-FETUSES = {"fetal_1": (23, 26), "fetal_2": (27, 24), "fetal_3": (25, 30), "fetal_4": (30, 27)}
+FETUSES = {"fetal_1": (23, 26), "fetal_2": (27, 24), "fetal_3": (25, 30), "fetal_4": (30, 27), "fetal_5": (24, 29)}
 """Weeks of pregnancy, moving onto fixed."""
 NAMES = [*WARPS, "sliding_14", "popi", *MICE, *PHANTOMS, *ADULTS, *FETUSES]
-TUNING = ("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14", "adult_4", "fetal_4")
+TUNING = (
+    *("mouse_1", "mouse_2", "mouse_3", "phantom_1", "phantom_2", "bspline_10", "sliding_14"),
+    *("adult_4", "fetal_4", "fetal_5"),
+)
 """Settings are chosen on these; all other pairs are test pairs."""
 
 
