@@ -48,6 +48,8 @@ CINEMA = {"slabs": {"csf_ml": 0.5}, "phantom": {"age": 3.0, "ventricles_ml": 0.0
 """Explicit conditions of the CINeMA atlas; the first is its time, with the kernel's width."""
 EXPERIMENT = {"slabs": "diffdef_slabs", "phantom": "diffdef_ukb_best"}
 STEPS = {"registration": 250, "autoencoder": 2000, "diffusion": 500, "morphology": 50}
+IMAGE_STEPS = {"autoencoder": 500, "diffusion": 500}
+"""Of the baseline of intensities: its autoencoder sees all voxels, and a step takes three times as long."""
 IMAGES = ["--model.latents", "images", "--model.autoencoder.inputs", "1", "--model.autoencoder.stride", "1",
           "--model.autoencoder.channels", "[8, 16, 32]"]  # fmt: skip
 
@@ -111,7 +113,7 @@ class Study:
 
     def images(self, seed: int) -> Path:
         more = ["--model.earlier", str(self.shared()), "--seed_everything", str(seed), *IMAGES]
-        return self.fit(f"images_s{seed}", {k: STEPS[k] for k in ("autoencoder", "diffusion")}, *more)
+        return self.fit(f"images_s{seed}", IMAGE_STEPS, *more)
 
     def cinema(self) -> ConditionalAtlas:
         """The atlas of experiments/cinema_dhcp_best.yaml, of the same scans and conditions."""
