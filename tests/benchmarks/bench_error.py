@@ -82,22 +82,19 @@ def run(name: str, folder: Path, add: Any) -> None:
     fixed, moving = (io.read_points(folder / f"{side}.csv") for side in ("fixed", "moving"))
     pair = replace(comparison_inr.read_pair(folder), fixed_points=fixed, moving_points=moving)
     theirs, experiment = SIDES[name]
-    lightning.seed_everything(0, verbose=False)
-    method: RegistrationModule = comparison_inr.METHODS[theirs](pair, LR)  # type: ignore[operator]
     made = [r for r in read_rows(ROWS) if (r["method"], r["pair"]) == (name, folder.name)]
-    goals = [r for r in made if r["side"] == "published"]
-    if not goals:
-        goals = [measured(method, pair, STEPS.get(name, comparison_inr.STEPS), nested=name != "sinr")]
-        add({"method": name, "side": "published", "pair": folder.name, **goals[0]})
-    goal = goals[0]
-    for steps in BUDGETS:
-        if any(r["side"] == "ours" and r["tre"] <= goal["tre"] for r in made):
-            break
-        if any(r["side"] == "ours" and r["steps"] == steps for r in made):
-            continue
+    goal = next((r for r in made if r["side"] == "published"), None)
+    if goal is None:
         lightning.seed_everything(0, verbose=False)
-        found = measured(configured(experiment), pair, steps, nested=False)
-        add({"method": name, "side": "ours", "pair": folder.name, **found})
+        method: RegistrationModule = comparison_inr.METHODS[theirs](pair, LR)  # type: ignore[operator]
+        goal = measured(method, pair, STEPS.get(name, comparison_inr.STEPS), nested=name != "sinr")
+        add({"method": name, "side": "published", "pair": folder.name, **goal})
+    for steps in BUDGETS:
+        found = next((r for r in made if r["side"] == "ours" and r["steps"] == steps), None)
+        if found is None:
+            lightning.seed_everything(0, verbose=False)
+            found = measured(configured(experiment), pair, steps, nested=False)
+            add({"method": name, "side": "ours", "pair": folder.name, **found})
         if found["tre"] <= goal["tre"]:
             break
 
