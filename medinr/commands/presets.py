@@ -72,9 +72,9 @@ def recommended(
     With local NCC: control lattices refined on whole grids, as in experiments/lattice_dirlab.yaml; squared, so that
     inverted contrast is as good, for ``multimodal``. Else a SIREN that starts at the identity, on random points with
     a pyramid of 8, 4, 2 and 0 mm, warm-up and cosine, and a folding barrier; experiments/idir_dirlab_best.yaml is the
-    same with local NCC on extrapolated patches. The lattices' lengths are in voxels; those of the network shrink with
-    the ``domain`` where that is smaller than a trunk (`scale_of`). ``regions`` that slide along each other are for the
-    lattices alone.
+    same with local NCC on extrapolated patches, without the moving mask. The lattices' lengths are in voxels; those of
+    the network shrink with the ``domain`` where that is smaller than a trunk (`scale_of`). ``regions`` that slide along
+    each other are for the lattices alone.
     """
     sizes = PRESETS[preset]
     similarity = similarity or sizes.similarity
