@@ -189,8 +189,8 @@ def register(
             raise UserError(f"--init {init}: expected a linear transform with --uncertainty, found displacements")
         forward.begin_at(residual, pair.domain)
     both = uncertainty
-    if PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration) and regions == 1 and residual is None:
-        both = both or unlike(forward.refinement, pair, device)
+    if not both and PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration):
+        both = regions == 1 and residual is None and unlike(forward.refinement, pair, device)
     method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if both else forward
     steps = sum(forward.steps) if isinstance(forward, RefinedRegistration) else PRESETS[preset].steps
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)
