@@ -41,7 +41,10 @@ class Preset:
 
 
 SLIDING_BENDING = 4.0
-"""Weight of the bending energy where regions slide: windows that see one region know less, and need it stiffer."""
+"""Weight of the bending energy where regions slide: windows that see one region know less, and need it stiffer.
+
+For the same reason the last stage is added there, not composed: the error falls from 1.38 to 1.35 mm on a sliding warp
+and from 0.266 to 0.261 mm on a smooth one with it, but rises from 0.298 to 0.311 mm on the phantom."""
 ON_GRIDS = ("lncc", "multimodal")
 PRESETS: dict[str, Preset] = {
     "fast": Preset((128, 128, 128), 2048, 400, Refinement(steps=(30, 30, 30))),
@@ -83,7 +86,7 @@ def recommended(
         if similarity == "multimodal":
             refinement = refinement.changed(signed=False)
         if regions > 1:
-            refinement = refinement.changed(bending=SLIDING_BENDING)
+            refinement = refinement.changed(bending=SLIDING_BENDING, composed=False)
         return RefinedRegistration(None, refinement, LocalNCC(), landmark_weight=landmark_weight, regions=regions)
     scale = scale_of(domain)
     found = MINDSSC(step_mm=3.0 * scale) if SIMILARITIES[similarity] is MINDSSC else SIMILARITIES[similarity]()

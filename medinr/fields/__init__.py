@@ -5,7 +5,7 @@ from medinr.fields.cycle import CycleTransform, Inference
 from medinr.fields.flow import Flow
 from medinr.fields.fourier import FourierSIREN
 from medinr.fields.lattice import CubicLattice
-from medinr.fields.maps import Composition, DisplacementMap, Map, Sum, as_map
+from medinr.fields.maps import Composed, Composition, DisplacementMap, Map, Sum, as_map
 from medinr.fields.mlp import MLP, FourierMLP
 from medinr.fields.prior import ImagePrior
 from medinr.fields.regional import Regional, RegionalTransform
@@ -20,6 +20,7 @@ __all__ = [
     "MLP",
     "SINR",
     "SIREN",
+    "Composed",
     "Composition",
     "CubicLattice",
     "CycleTransform",

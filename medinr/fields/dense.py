@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.fields.regional import RegionalTransform
-from medinr.fields.transform import Transform
+from medinr.fields.transform import LEVELS, Transform
 from medinr.fields.warp import CHUNK, chunks
 from medinr.space import Domain, transform_points
 
@@ -144,7 +144,7 @@ def _by_region(transform: RegionalTransform, domain: Domain, exact: bool) -> Den
 def _by_table(transform: Transform, domain: Domain, probes: Tensor, truth: Tensor, tolerance: float) -> Dense | None:
     """By the transform's faster form, if it has one that is accurate enough."""
     at = transform_points(domain.voxel_to_world, probes.double())
-    for level in (0, 1):
+    for level in range(LEVELS):
         quick = transform.tabulated(level)
         if quick is None:
             return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medinr import jets
-from medinr.fields.base import Field, computed_once, in_chunks
+from medinr.fields.base import Field, computed_once, in_chunks, values_at
 from medinr.jets import Jet
 from medinr.types import Points
 
@@ -86,6 +86,43 @@ class Composition(Map):
 
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
         return self.outer.jet(self.inner.jet(jet, context), context)
+
+
+class Composed(Field):
+    """The displacement of one map after another, u(x) = v(x) + w(x + v(x)): id + u = (id + w) o (id + v).
+
+    As a `Composition`, but a displacement, so that it can be a part of other fields.
+
+    Args:
+        inner: v, applied first.
+        outer: w, a displacement too.
+    """
+
+    in_features = 3
+    out_features = 3
+
+    def __init__(self, inner: Field, outer: Field) -> None:
+        super().__init__()
+        for field in (inner, outer):
+            if isinstance(field, Map) or (field.in_features, field.out_features) != (3, 3):
+                raise ValueError(f"expected displacements from 3 to 3, got {type(field).__name__}")
+        self.inner, self.outer = inner, outer
+        self.conditions = max(inner.conditions, outer.conditions)
+        self.in_pieces = inner.in_pieces or outer.in_pieces
+
+    def forward(self, x: Points, context: Tensor | None = None) -> Points:
+        v: Points = self.inner(x, context)
+        total: Points = v + self.outer(x + v, context)
+        return total
+
+    def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
+        v = self.inner.jet(jet, context)
+        return jets.add(v, self.outer.jet(jets.add(v, jet), context))
+
+    def on_grid(self, lines: Sequence[Tensor], *, context: Tensor | None = None) -> Tensor:
+        v = self.inner.on_grid(lines, context=context)
+        points = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
+        return v + values_at(self.outer, (points + v).flatten(0, 2), context).view_as(v)
 
 
 class Sum(Field):

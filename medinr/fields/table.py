@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medinr.fields.base import Field
 from medinr.fields.lattice import SplineField, cubic_weights
+from medinr.fields.maps import Composed
 from medinr.jets import Jet
 from medinr.sampling import interpolate
 from medinr.space import Domain
@@ -18,13 +19,13 @@ MOST_NODES = 12_000_000
 
 
 class Table(Field):
-    """A spline field of three components at a context, by trilinear interpolation between the nodes of a grid.
+    """A field of three components at a context, by trilinear interpolation between the nodes of a grid.
 
     The error is of second order in ``step``; who uses it measures it (`medinr.fields.dense.evaluate_dense`). The
     gradient is interpolated on its own: it is that of the spline, not the derivative of the interpolation.
 
     Args:
-        field: the spline.
+        field: a spline; of another field, only `values` come from the table.
         lines: normalised coordinates of the nodes along each axis, two or more at even distances. Beyond them the value
             continues constantly.
         context: that the field is read at.
@@ -34,7 +35,7 @@ class Table(Field):
     out_features = 3
     in_pieces = False
 
-    def __init__(self, field: SplineField, lines: Sequence[Tensor], context: Tensor | None) -> None:
+    def __init__(self, field: Field, lines: Sequence[Tensor], context: Tensor | None) -> None:
         super().__init__()
         self.field, self.context, self.lines = field, context, list(lines)
         self.low = torch.stack([line[0] for line in lines])
@@ -49,15 +50,21 @@ class Table(Field):
     def _at(self, table: Tensor, x: Features) -> Tensor:
         return interpolate(table, (x - self.low.to(x)) / self.steps.to(x)).T
 
-    @torch.no_grad()
-    def forward(self, x: Features, context: Tensor | None = None) -> Features:
+    def values(self, x: Features) -> Features:
+        """The values at points [n, 3]; gradients flow to the points, not into the field."""
         if self._values is None:
-            self._values = self.field.on_grid(self.lines, context=self.context).movedim(-1, 0).contiguous()
+            with torch.no_grad():
+                found = self.field.on_grid(self.lines, context=self.context)
+            self._values = found.movedim(-1, 0).contiguous()
         return self._at(self._values, x)
 
     @torch.no_grad()
+    def forward(self, x: Features, context: Tensor | None = None) -> Features:
+        return self.values(x)
+
+    @torch.no_grad()
     def jet(self, jet: Jet, context: Tensor | None = None) -> Jet:
-        if jet.pairs:
+        if jet.pairs or not isinstance(self.field, SplineField):
             return self.field.jet(jet, self.context)
         value = self(jet.value)
         if jet.first is None:
@@ -72,19 +79,41 @@ class Table(Field):
         return Jet(torch.cat((value[None], torch.einsum("nci,kni->knc", slopes, jet.first))), jet.k)
 
 
+def tabulated(field: Field, lines: Sequence[Tensor], context: Tensor | None, between: float = 1.0) -> Field | None:
+    """A displacement of splines by tables with these nodes; None: it is made of something else, or too large.
+
+    Of one spline after another, the second is asked between the nodes, and beyond them: its table has nodes of its own,
+    ``between`` times as far apart.
+    """
+    if isinstance(field, SplineField):
+        return Table(field, lines, context) if nodes_of(lines) <= MOST_NODES else None
+    if not isinstance(field, Composed) or not isinstance(field.outer, SplineField):
+        return None
+    inner = tabulated(field.inner, lines, context)
+    step = between * math.prod(float(line[1] - line[0]) for line in lines) ** (1 / 3)
+    outer = tabulated(field.outer, even_lines(field.outer, step), context)
+    return None if inner is None or outer is None else Composed(inner, outer)
+
+
 def nodes_of(lines: Sequence[Tensor]) -> int:
     """Number of nodes of a grid."""
     return math.prod(len(line) for line in lines)
 
 
 def even_lines(field: SplineField, step: float) -> list[Tensor]:
-    """Nodes over the box of a spline, about ``step`` apart."""
-    finest = min(range(len(field.shapes)), key=lambda i: float(field.spacing[i]))
-    sides = [(n - 3) * float(field.spacing[finest]) for n in field.shapes[finest]]
-    return [
-        low + torch.linspace(0, side, max(2, math.ceil(side / step) + 1), device=field.origin.device)
-        for low, side in zip(field.origin, sides, strict=True)
-    ]
+    """Nodes over the boxes of all levels of a spline, at most ``step`` apart.
+
+    They divide the finest distance of control points evenly, so that a node lies where a box ends: beyond it the level
+    continues constantly, and its slope jumps.
+    """
+    finest = float(min(field.spacing))
+    parts = max(1, math.ceil(finest / step - 1e-3))
+    lines = []
+    for axis, low in enumerate(field.origin):
+        side = max((n[axis] - 3) * float(h) for n, h in zip(field.shapes, field.spacing, strict=True))
+        cells = math.ceil(side / finest - 1e-3)
+        lines.append(low + finest / parts * torch.arange(cells * parts + 1, device=low.device))
+    return lines
 
 
 def voxel_lines(domain: Domain, halves: bool) -> list[Tensor] | None:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from medinr import jets
 from medinr.fields.base import computed_once
-from medinr.fields.lattice import SplineField
 from medinr.fields.maps import DisplacementMap, Map
 from medinr.fields.planar import within
-from medinr.fields.table import MOST_NODES, Table, nodes_of, voxel_lines
+from medinr.fields.table import tabulated, voxel_lines
 from medinr.space import Domain, transform_points
 from medinr.types import Matrix, Points
 
+LEVELS = 3
+"""Of `Transform.tabulated`, each finer than the one before."""
 CHUNK = 65_536
 """Points evaluated at once where no gradient is kept."""
 
@@ -38,17 +39,19 @@ class Transform:
         self.device = next(map.parameters()).device
 
     def tabulated(self, level: int) -> "Transform | None":
-        """A form of itself that is faster at many points, the finer one of two at level 1; None: there is none.
+        """A form of itself that is faster at many points, finer at higher levels (`LEVELS`); None: there is none.
 
-        Of splines: a table of the voxels' centres, where it is exact (and of their faces, where it is finer).
+        Of splines, and of one after the other: a table of the voxels' centres, where it is exact. At level 1 what is
+        applied second is read between nodes twice as close, at level 2 all is.
         """
         own = getattr(self, "map", None)  # a stored transform has no map
         field = own.field if isinstance(own, DisplacementMap) else None
-        lines = voxel_lines(self.domain, halves=level > 0)
-        if not isinstance(field, SplineField) or lines is None or nodes_of(lines) > MOST_NODES:
+        lines = voxel_lines(self.domain, halves=level > 1)
+        if field is None or lines is None:
             return None
-        on_device = [line.to(self.device) for line in lines]
-        return Transform(DisplacementMap(Table(field, on_device, self.context)), self.domain, self.start, self.context)
+        lines = [line.to(self.device) for line in lines]
+        quick = tabulated(field, lines, self.context, between=0.5 if level == 1 else 1.0)
+        return None if quick is None else Transform(DisplacementMap(quick), self.domain, self.start, self.context)
 
     def judged(self, world: Points) -> Tensor:
         """Which points [n] an approximation of it is measured at: all, unless it is not determined there."""

@@ -9,7 +9,8 @@ from medinr.methods.learned import LearnedRegistration
 from medinr.methods.method import Method, load_method
 from medinr.methods.module import RegistrationModule
 from medinr.methods.pair import PairRegistration
-from medinr.methods.refined import RefinedRegistration, Refinement
+from medinr.methods.refined import RefinedRegistration
+from medinr.methods.refinement import Refinement
 from medinr.methods.spatiotemporal import SpatioTemporalRegistration
 from medinr.methods.spatiotemporal_lattice import SpatioTemporalLattice
 from medinr.methods.volume import VolumeRegistration

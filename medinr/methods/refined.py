@@ -4,101 +4,26 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from medinr.configured import Configured
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import CubicLattice, Field, Map, Regional, RegionalTransform, Sum, Transform, as_map
+from medinr.fields import Composed, CubicLattice, Field, Map, Regional, RegionalTransform, Sum, Transform, as_map
 from medinr.fields.planar import within
+from medinr.fields.table import Table, even_lines
 from medinr.losses import Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, carried, compare_on_grid, make_grid, voxel_mm
 from medinr.methods.levels import Level, Window
 from medinr.methods.method import Group, Rate
+from medinr.methods.refinement import Refinement
 from medinr.ranks import world_size
 from medinr.sampling import interpolate
 from medinr.space import Domain, transform_points
 from medinr.types import Points, Scalar
-
-
-class Refinement(Configured):
-    """How the lattice is refined: stages from coarse to fine, all lengths in voxels (geometric mean of the sides).
-
-    A stage compares both images on a regular grid of ``shrink`` voxels, with the local NCC of windows of
-    (2 radius + 1)^3 of its points, and moves the control lattices of ``spacings`` * shrink voxels; the others stay.
-
-    Two images of one body agree in every detail, and small windows find it. Of two bodies, or with much noise, the
-    details do not correspond: windows have to be larger and the deformation stiffer. The first stage tells which: where
-    the mean local NCC that it ends with, on the grid of the next and of windows with contrast, is below ``agreement``
-    (measured: 0.96 to 0.99 of one chest in two phases, 0.96 of two human brains, 0.91 to 0.93 of two mouse brains with
-    their noise), the later stages take ``unlike_radius`` and ``unlike_bending``; of each sliding region by itself.
-
-    Args:
-        shrinks: distance of the grid's points, one for each stage.
-        steps: optimizer steps of each stage.
-        spacings: of the control points that a stage moves, in units of its shrink.
-        radius: half side of the windows in points of the grid.
-        floor: added to both variances of the local NCC.
-        signed: False takes the square of the NCC, for images of inverted contrast.
-        bending: weight of the bending energy with the voxel as the unit of length, of all stages.
-        barrier: weight of mean relu(0.1 - det J).
-        lr: learning rate of Adam in voxels of the stage's grid.
-        most: a stage's grid has at most this many points; larger images get a larger distance.
-        agreement: mean local NCC after the first stage below which the images count as unlike (0: never).
-        unlike_radius, unlike_bending: of the later stages, for such images.
-    """
-
-    def __init__(
-        self,
-        shrinks: Sequence[float] = (4.0, 2.0, 1.0),
-        steps: Sequence[int] = (40, 40, 60),
-        spacings: Sequence[float] = (4.0, 2.0),
-        radius: int = 2,
-        floor: float = 1e-5,
-        signed: bool = True,
-        bending: float = 1.0,
-        barrier: float = 10.0,
-        lr: float = 0.3,
-        most: int = 4_000_000,
-        agreement: float = 0.94,
-        unlike_radius: int = 4,
-        unlike_bending: float = 5.0,
-    ) -> None:
-        if len(shrinks) != len(steps) or not shrinks or min(shrinks) <= 0 or min(steps) < 1:
-            raise UserError(f"refinement: expected one number of steps for each shrink, got {steps} for {shrinks}")
-        if not 0 <= agreement <= 1 or unlike_radius < 1 or unlike_bending < 0:
-            raise UserError(
-                "refinement: expected agreement in [0, 1], unlike_radius >= 1 and unlike_bending >= 0, got "
-                f"{agreement}, {unlike_radius} and {unlike_bending}"
-            )
-        if radius < 1 or min(spacings, default=0) <= 0:
-            raise UserError(f"refinement: expected spacings and a radius above 0, got {spacings} and {radius}")
-        if floor <= 0 or most < 1000:  # constant windows divide by the floor; an axis keeps some points
-            raise UserError(f"refinement: expected a floor above 0 and most >= 1000, got {floor} and {most}")
-        self.shrinks, self.steps, self.spacings = tuple(shrinks), tuple(steps), tuple(spacings)
-        self.radius, self.floor, self.signed = radius, floor, signed
-        self.bending, self.barrier, self.lr, self.most = bending, barrier, lr, most
-        self.agreement, self.unlike_radius, self.unlike_bending = agreement, unlike_radius, unlike_bending
-
-    def changed(self, **changes: Any) -> "Refinement":
-        """The same with other values of some arguments."""
-        arguments = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return Refinement(**{**arguments, **changes})
-
-    @property
-    def lattice(self) -> list[float]:
-        """All spacings of control points in voxels, coarse to fine."""
-        return sorted({s * shrink for s in self.spacings for shrink in self.shrinks}, reverse=True)
-
-    def levels(self, stage: int, shrink: float) -> list[int]:
-        """Indices into `lattice` that a stage moves; where the grid had to be coarser, not those below 2 points."""
-        own = [s * self.shrinks[stage] for s in self.spacings]
-        return [self.lattice.index(s) for s in own if s >= 2 * shrink] or [self.lattice.index(max(own))]
 
 
 class RefinedRegistration(RegistrationMethod):
@@ -151,22 +76,26 @@ class RefinedRegistration(RegistrationMethod):
                 f"regions: expected 1, or more with field null and two or more stages, got {regions} with "
                 f"{type(field).__name__} and {len(refinement.shrinks)} stages"
             )
-        lattices = [CubicLattice(refinement.lattice, unit="voxel") for _ in range(regions)]
+        lattices = [CubicLattice(refinement.lattice(), unit="voxel") for _ in range(regions)]
+        lasts = [CubicLattice(refinement.lattice(True), unit="voxel") for _ in lattices if refinement.composes]
         if field is None:  # no step draws points: prepare nothing for them
             pyramid_mm, background = (0.0,), 1.0
-        lattice: Field = Regional(lattices) if regions > 1 else lattices[0]
+        outer: list[Field] = [one if field is None else Sum(field, one) for one in lattices]
+        parts = [Composed(last, other) for last, other in zip(lasts, outer, strict=True)] if lasts else outer
+        whole: Field = Regional(parts) if regions > 1 else parts[0]
         super().__init__(
-            lattice if field is None else Sum(field, lattice),
+            whole,
             similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
             use_moving_mask, "isotropic", landmark_weight, background,
         )  # fmt: skip
         self.refinement, self.regions = refinement, regions
         self.network: list[Field] = [] if field is None else [field]
-        self.lattices = lattices
-        self.regional: list[Regional] = [lattice] if isinstance(lattice, Regional) else []
+        self.lattices, self.lasts, self.outer = lattices, lasts, outer
+        self.regional: list[Regional] = [whole] if isinstance(whole, Regional) else []
         later = range(1, len(refinement.shrinks))
         self.parts = [(0, 0), *((stage, region) for stage in later for region in range(regions))]
         self._grid: tuple[int, Grid, Tensor] | None = None
+        self._others: list[Table] = []  # what the last stage's own lattice is applied before
         self.ended: dict[int, int] = {}
         self.register_buffer("unlike", torch.full((regions,), -1))
         self.unlike: Tensor  # of each region; 1: the images show different bodies; 0: one; -1: not known yet
@@ -253,15 +182,16 @@ class RefinedRegistration(RegistrationMethod):
     @property
     def lattice(self) -> CubicLattice:
         """The lattice that the present stage moves."""
-        return self.lattices[0 if self.stage is None else self.parts[self.stage][1]]
+        stage, region = (0, 0) if self.stage is None else self.parts[self.stage]
+        return (self.lasts if self.refinement.own(stage) else self.lattices)[region]
 
     def grid(self) -> tuple[list[int], Grid, Tensor]:
-        """Of the present stage: the levels that it moves, its grid, and the displacement [X, Y, Z, 3] of all else."""
+        """Of the present stage: the levels that it moves, its grid, and what is added to them there [X, Y, Z, 3]."""
         index = self.stage
         assert index is not None and self.pair is not None
         stage, region = self.parts[index]
         if self._grid is None or self._grid[0] != index:
-            self._grid = None  # the memory of the last one, before the next is made
+            self._grid, self._others = None, []  # the memory of the last one, before the next is made
             for regional in self.regional if stage else []:
                 regional.separate()
             grid, still = self._new_grid(stage, region)
@@ -284,7 +214,19 @@ class RefinedRegistration(RegistrationMethod):
         compare = partial(VolumeNCC, radius=radius, floor=r.floor, signed=r.signed)
         part = self.regional[0].labels == region if stage and self.regional else None
         grid = make_grid(pair, windows, self.domain, r.shrinks[stage], radius, compare, mask, r.most, part)
+        if r.own(stage):
+            step = grid.shrink * voxel_mm(self.domain) / self.domain.unit_mm
+            self._others = [Table(self.outer[region], even_lines(self.lattices[region], step), None)]
         return grid, self.still(grid, r.levels(stage, grid.shrink))
+
+    def whole(self, grid: Grid, u: Tensor) -> Tensor:
+        """The displacement [X, Y, Z, 3] of the whole map on the grid, by that of what the present stage moves."""
+        if self.domain.in_plane is not None:
+            u = u @ self.domain.in_plane.to(u)
+        for others in self._others:
+            after = others.values((grid.points + u).flatten(0, 2)).view_as(u)
+            u = u + (after if self.domain.in_plane is None else after @ self.domain.in_plane.to(u))
+        return u
 
     @property
     def _least_agreement(self) -> float:
@@ -295,17 +237,17 @@ class RefinedRegistration(RegistrationMethod):
     def _agreement(self, grid: Grid, still: Tensor, stage: int) -> float:
         """Mean local NCC (or its square) on a grid, as the map is now; the best of the channels."""
         u = still + self.lattice.on_grid(grid.lines, self.refinement.levels(stage, grid.shrink))
-        moved, weight = carried(grid, u, self.to_moving_voxels, self.moving_mask)
+        moved, weight = carried(grid, self.whole(grid, u), self.to_moving_voxels, self.moving_mask)
         pairs = zip(grid.similarities, moved, strict=True)
         return max(one.agreement(m, weight) for one, m in pairs if isinstance(one, VolumeNCC))
 
     @torch.no_grad()
     def still(self, grid: Grid, moving: Sequence[int]) -> Tensor:
-        """What does not move in a stage: the network, and the other levels of the lattice."""
+        """What a stage adds to and does not move: the network, and the other levels of its lattice."""
         lattice = self.lattice
-        others = [i for i in range(len(self.refinement.lattice)) if i not in moving]
+        others = [i for i in range(len(lattice.spacings)) if i not in moving]
         u = lattice.on_grid(grid.lines, others)
-        for network in self.network:
+        for network in [] if self._others else self.network:
             flat = grid.points.reshape(-1, 3)
             u += torch.cat([as_map(network).displacement(x) for x in flat.split(65_536)]).view_as(u)
         return u
@@ -327,14 +269,12 @@ class RefinedRegistration(RegistrationMethod):
         r, (levels, grid, still) = self.refinement, self.grid()
         stage, region = self.parts[self.stage or 0]
         u = still + self.lattice.on_grid(grid.lines, levels)
-        if self.domain.in_plane is not None:
-            u = u @ self.domain.in_plane.to(u)
-        similarity, overlap = compare_on_grid(grid, u, self.to_moving_voxels, self.moving_mask)
+        similarity, overlap = compare_on_grid(grid, self.whole(grid, u), self.to_moving_voxels, self.moving_mask)
         voxel = voxel_mm(self.domain) / self.domain.unit_mm
         bending = voxel**2 * bending_on_grid(u, grid.steps)
         barrier = barrier_on_grid(u, grid.steps)
         self._log({"overlap": overlap.detach(), "raw/bending": bending.detach(), "raw/barrier": barrier.detach()})
-        stiffness = r.unlike_bending if stage and int(self.unlike[region]) > 0 else r.bending
+        stiffness = r.stiffness(stage, int(self.unlike[region]) > 0)
         terms = {"similarity": similarity, "bending": stiffness * bending, "barrier": r.barrier * barrier}
         for name, distance in self.guides().items():
             terms[name] = self.landmark_weight * distance
@@ -347,7 +287,10 @@ class RefinedRegistration(RegistrationMethod):
         stage = self.stage
         moved = [] if stage is None else self.grid()[0]
         rests: list[Tensor] = [
-            p for one in self.lattices for i, p in enumerate(one.levels) if one is not self.lattice or i not in moved
+            p
+            for one in (*self.lattices, *self.lasts)
+            for i, p in enumerate(one.levels)
+            if one is not self.lattice or i not in moved
         ]
         if stage is not None:
             rests += [p for network in self.network for p in network.parameters()]
@@ -359,10 +302,11 @@ class RefinedRegistration(RegistrationMethod):
         r, starts = self.refinement, self.schedule()
         unit = voxel_mm(self.domain) / self.domain.unit_mm
 
-        def of_level(region: int, level: int) -> Rate:
+        def of_level(region: int, level: int, last_stage: bool) -> Rate:
             def rate(step: int) -> float:
                 for (stage, own), (first, last) in zip(self.parts, itertools.pairwise(self.schedule()), strict=True):
-                    if first <= step < last and own == region and level in r.levels(stage, 0):
+                    mine = own == region and r.own(stage) == last_stage
+                    if first <= step < last and mine and level in r.levels(stage, 0):
                         rise, share = min(1.0, (step - first + 1) / 5), (step - first) / (last - first)
                         wave = 0.55 + 0.45 * math.cos(math.pi * share)
                         return r.lr * r.shrinks[stage] * unit * rise * wave
@@ -371,7 +315,10 @@ class RefinedRegistration(RegistrationMethod):
             return rate
 
         found: list[Group] = [
-            ([p], of_level(k, i)) for k, one in enumerate(self.lattices) for i, p in enumerate(one.levels)
+            ([p], of_level(k, i, lattices is self.lasts))
+            for lattices in (self.lattices, self.lasts)
+            for k, one in enumerate(lattices)
+            for i, p in enumerate(one.levels)
         ]
         if self.network:
             parameters: list[Tensor] = list(self.network[0].parameters())

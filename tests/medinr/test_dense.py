@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.interpolate import CubicSpline
 
-from medinr.fields import SIREN, CubicLattice, CycleTransform, DisplacementMap, Transform, as_map
+from medinr.fields import SIREN, Composed, CubicLattice, CycleTransform, DisplacementMap, Transform, as_map
 from medinr.fields.dense import TOLERANCE_MM, evaluate_dense, folded, spline_matrix
+from medinr.fields.transform import LEVELS
 from medinr.fields.warp import chunks
 from medinr.jets import det as determinant
 from medinr.space import Domain, transform_points
@@ -151,6 +152,31 @@ def test_splines_are_read_from_a_table_of_the_voxels(axes: str) -> None:
     assert_close(quick.displacement, exact.displacement, 1e-4 if axes != "oblique" else 0.02)
     if axes != "oblique":
         assert_close(quick.det, exact.det, 1e-4)
+
+
+def test_a_spline_after_another_is_read_from_finer_nodes_and_beyond_the_grid() -> None:
+    """The second one is asked between the voxel centres, and where the first has led out of the grid."""
+    domain = Domain.of((24, 20, 16), torch.diag(torch.tensor([2.0, 2.0, 2.5, 1.0]).double()))
+    torch.manual_seed(3)
+    parts = [CubicLattice((16.0, 8.0)), CubicLattice((32.0, 16.0))]
+    for part in parts:
+        part.cover(domain)
+        with torch.no_grad():
+            for level in part.levels:
+                level.normal_(0, 0.06)
+    transform = Transform(as_map(Composed(parts[0], parts[1])), domain, torch.eye(4, dtype=torch.float64))
+    exact = evaluate_dense(transform, domain, exact=True)
+    world = torch.cat([world for _, world in chunks(domain)])
+    gaps = []
+    for level in range(LEVELS):
+        quick = transform.tabulated(level)
+        assert quick is not None
+        gaps.append(float((quick(world) - world - exact.displacement.reshape(-1, 3)).norm(dim=1).max()))
+    assert gaps[2] == pytest.approx(gaps[1], rel=0.3) and gaps[1] < 0.4 * gaps[0], gaps
+    found = evaluate_dense(transform, domain)
+    assert 0 < found.error_mm < 0.05
+    assert (found.displacement - exact.displacement).norm(dim=-1).max() < 0.07
+    assert (found.det - exact.det).abs().quantile(0.99) < 0.02
 
 
 def test_midpoints_are_read_from_tables() -> None:

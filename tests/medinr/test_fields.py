@@ -15,6 +15,7 @@ from medinr.fields import (
     MLP,
     SINR,
     SIREN,
+    Composed,
     Composition,
     CubicLattice,
     DisplacementMap,
@@ -105,6 +106,8 @@ FIELDS: dict[str, Callable[[], tuple[Field, Tensor | None]]] = {
     "sum of a network and a driven spline": lambda: (Sum(siren(), sinr(harmonized())), CONDITION),
     "sum": lambda: (Sum(siren(), lattice()), None),
     "network, then lattice": lambda: (Composition(siren(), lattice()), None),
+    "lattice before a lattice": lambda: (Composed(lattice(), lattice(gain=0.5)), None),
+    "lattice before a network with a condition": lambda: (Composed(lattice(), harmonized()), CONDITION),
     "no rule": lambda: (NoRule(), None),
     "displacement map": lambda: (DisplacementMap(siren()), None),
     "composition": lambda: (Composition(as_map(siren()), as_map(siren())), None),
@@ -293,6 +296,17 @@ def test_displacement_and_map_differ_by_the_identity() -> None:
     assert_close(u.jacobian, phi.jacobian - torch.eye(3, dtype=torch.float64).expand(N, 3, 3))
     assert u.second is not None and phi.second is not None
     assert_close(u.second, phi.second)
+
+
+def test_a_composed_displacement_is_that_of_the_composition() -> None:
+    inner, outer, x = lattice(), lattice(gain=0.5), points().float()
+    field = Composed(inner, outer)
+    assert_close(field(x), Composition(inner, outer).displacement(x), 1e-6)
+    lines = [torch.linspace(-0.8, 0.9, n) for n in (4, 3, 5)]
+    grid = torch.cartesian_prod(*lines)
+    assert_close(field.on_grid(lines).flatten(0, 2), field(grid), 1e-5)
+    with pytest.raises(ValueError, match="expected displacements from 3 to 3, got DisplacementMap"):
+        Composed(as_map(inner), outer)
 
 
 def test_determinants_multiply() -> None:

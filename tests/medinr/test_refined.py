@@ -139,7 +139,8 @@ class Watch(lightning.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.network.append(torch.cat([p.detach().flatten() for n in pl_module.network for p in n.parameters()]))
-        self.lattice.append([p.detach().clone() for p in pl_module.lattices[0].levels])
+        lattices = (*pl_module.lattices, *pl_module.lasts)
+        self.lattice.append([p.detach().clone() for one in lattices for p in one.levels])
 
 
 def train(found: RefinedRegistration, steps: int, callback: lightning.Callback, resume: Path | None = None) -> None:
@@ -203,13 +204,23 @@ def test_a_map_in_place_of_the_network_is_one_line() -> None:
 
 
 def test_levels_of_a_stage() -> None:
-    found = Refinement((4.0, 2.0), (1, 1), (8.0, 4.0), bending=3.0)
-    assert found.lattice == [32.0, 16.0, 8.0]
+    found = Refinement((4.0, 2.0), (1, 1), (8.0, 4.0), bending=3.0, composed=False)
+    assert found.lattice() == [32.0, 16.0, 8.0] and found.lattice(last=True) == []
     assert found.levels(0, 4.0) == [0, 1] and found.levels(1, 2.0) == [1, 2]
     assert found.levels(1, 5.0) == [1], "a grid that had to be coarser cannot see 8 voxels"
     assert found.levels(1, 50.0) == [1]
     other = found.changed(signed=False)
-    assert not other.signed and found.signed and (other.bending, other.lattice) == (3.0, found.lattice)
+    assert not other.signed and found.signed and (other.bending, other.lattice()) == (3.0, found.lattice())
+
+
+def test_the_last_of_several_stages_has_a_lattice_of_its_own() -> None:
+    found = Refinement((4.0, 2.0), (1, 1), (8.0, 4.0), bending=1.0, unlike_bending=5.0, unlike_last=3.0)
+    assert (found.lattice(), found.lattice(last=True)) == ([32.0, 16.0], [16.0, 8.0])
+    assert found.levels(0, 4.0) == found.levels(1, 2.0) == [0, 1] and found.levels(1, 5.0) == [0]
+    assert [found.stiffness(stage, unlike=True) for stage in (0, 1)] == [1.0, 3.0]
+    assert found.changed(composed=False).stiffness(1, unlike=True) == 5.0
+    one = found.changed(shrinks=(2.0,), steps=(1,))
+    assert (one.lattice(), one.lattice(last=True)) == ([16.0, 8.0], [])
 
 
 # -- known deformations --------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tests.medinr.tolerances import assert_close
 SHIFT_MM = 7.0
 """Of the half x > 0, along y; the other half rests."""
 STAGES: dict[str, Any] = {
+    "composed": False,
     "shrinks": (2.0, 1.0), "steps": (20, 20), "spacings": (4.0,), "radius": 2, "agreement": 0.0, "bending": 2.0,
 }  # fmt: skip
 
@@ -145,6 +146,17 @@ def test_transform_of_two_regions_on_a_grid_and_back(fitted: RefinedRegistration
 
 
 # -- the fit -------------------------------------------------------------------------------------------------------
+
+
+def test_each_region_has_its_own_last_lattice(sliding: Pair) -> None:
+    """Composed last stages, one after the other: the second does not touch what the first has found."""
+    method = RefinedRegistration(None, Refinement(**{**STAGES, "composed": True}), LocalNCC(), regions=2)
+    fit(method, sliding, sum(method.steps))
+    points = pairs.points(400, 33.0)
+    error = (method.transform()(points) - halves(points)).norm(dim=1)
+    assert float(error.mean()) < 0.5
+    first, second = (torch.cat([level.detach().flatten() for level in last.levels]) for last in method.lasts)
+    assert first.any() and second.any() and not torch.equal(first, second)
 
 
 def test_sliding_halves_are_found_up_to_their_border(sliding: Pair, fitted: RefinedRegistration) -> None:

@@ -9,7 +9,7 @@ from medinr.losses import LocalNCC
 from medinr.methods import RefinedRegistration, Refinement
 from tests.medinr import pairs
 
-STEPS = (60, 60)
+STEPS = (60, 80)
 
 
 def test_converged() -> None:
