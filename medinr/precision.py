@@ -4,7 +4,8 @@ Autocast rounds every matrix product, and so the coordinates, the first sine lay
 frequency of 30), the sampling positions and the sums of a metric: a coordinate of 8 significant bits is a voxel wrong
 in 256. Here it is the other way round: all is float32, and only the products *between hidden layers*, nearly all of
 the work, are taken in the type that the precision setting asks for. Second derivatives are products of many such
-factors; a jet that carries them is not rounded at all.
+factors; a jet that carries them is not rounded at all. Sines and their weights are within float16's range too; of its
+gradients Lightning's scaler takes care.
 
 Measured with the preset ``fast`` on one CPU core with bfloat16 instructions, float32 against bfloat16, one seed: a
 known warp of a 4D-CT phase, TRE 0.922 and 0.936 mm; that CT's end-inhale and end-exhale phases, RMS difference in the

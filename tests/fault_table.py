@@ -142,9 +142,13 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "--config missing": ("fit --config none.yaml", ("--config: no file ", "none.yaml; give the path of a YAML file")),
     "no --config": ("fit", ("model", "missing; give --config FILE.yaml")),
     "YAML syntax error": ("fit --config broken.yaml", ("broken.yaml: not valid YAML", "line 12")),
-    "float16": (
+    "float16 on a CPU": (
         f"{FIT} --trainer.precision 16-mixed",
-        ("trainer.precision: expected 32-true", "got 16-mixed", "range"),
+        ("trainer.precision: expected a CUDA device for 16-mixed", "found none", "use bf16-mixed"),
+    ),
+    "all of float16": (
+        f"{FIT} --trainer.precision 16-true",
+        ("trainer.precision: expected 32-true, bf16-mixed or 16-mixed", "got 16-true", "need float32"),
     ),
     "unknown key": (f"{FIT} --model.similarty NCC", ("model.similarty", "did you mean", "similarity?")),
     "unknown key in the file": (

@@ -210,7 +210,7 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         given = self._get(self.config_init, "trainer")
         if str(given.get("precision")).startswith("16"):
-            check_precision(given["precision"])
+            check_precision(given["precision"], given.get("accelerator", "auto"))
         if given.get("default_root_dir"):
             raise UserError("trainer.default_root_dir: every run has its own folder; choose where with --runs")
         if self.value("out") and self.command not in ("test", "predict"):

@@ -26,9 +26,10 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
 
     A subclass says what its loss is (`loss_at`) and at which condition its result is read (`context`).
 
-    With ``trainer.precision: bf16-mixed`` products between hidden layers are rounded to bfloat16 in training, all else
-    is float32 (`medinr.precision`). With several processes each draws its share of the points from a random stream of
-    its own, and the losses are those of all points together (`medinr.ranks`); metrics are computed by each.
+    With ``trainer.precision: bf16-mixed`` (on CUDA also ``16-mixed``) products between hidden layers are rounded to
+    that type in training, all else is float32 (`medinr.precision`). With several processes each draws its share of the
+    points from a random stream of its own, and the losses are those of all points together (`medinr.ranks`); metrics
+    are computed by each.
 
     Args:
         field: the displacement (or a map), in normalised coordinates.

@@ -18,7 +18,7 @@ from medinr.fields import DisplacementMap
 from medinr.fields.batched import BatchedSIREN, batched_seed, joined
 from medinr.jets import Jet
 from medinr.losses import OwnCoordinates, Regularizer
-from medinr.methods.method import PRECISIONS
+from medinr.methods.method import PRECISIONS, fuses
 from medinr.methods.pair import PairRegistration
 from medinr.precision import full, mixed
 from medinr.results import landmark_metrics
@@ -324,9 +324,8 @@ class BatchedRegistration(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam as each fit's own has it, with the same schedule."""
         total, first = self.total_steps, self._first
-        optimizer = torch.optim.Adam(
-            [{"params": list(self.field.parameters()), "lr": 1.0}], lr=1.0, fused=self.device.type in ("cpu", "cuda")
-        )
+        parameters = [{"params": list(self.field.parameters()), "lr": 1.0}]
+        optimizer = torch.optim.Adam(parameters, lr=1.0, fused=fuses(self))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: first.lr * first.rate(step, total)])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -17,23 +17,36 @@ from medinr.precision import mixed
 from medinr.ranks import any_rank, rank
 from medinr.types import Scalar
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Rate = Callable[[int], float]
 """Learning rate at a step."""
 Group = tuple[list[Tensor], Rate]
 """Parameters and their learning rate."""
 
 
-def check_precision(name: Any) -> None:
-    """Raises `UserError` for a trainer's precision that a fit would suffer from.
+def check_precision(name: Any, accelerator: Any = None) -> None:
+    """Raises `UserError` for a trainer's precision that a fit would suffer from, or that its accelerator lacks.
 
-    Lightning turns ``16-mixed`` into ``bf16-mixed`` on a CPU; who asks for it is told before.
+    On a CPU Lightning takes ``bf16-mixed`` in place of ``16-mixed``; who asks for it is told before (``accelerator``,
+    as the trainer is given it; None: it is not looked at).
     """
     if str(name) not in PRECISIONS:
         raise UserError(
-            f"trainer.precision: expected {' or '.join(PRECISIONS)}, got {name}: coordinates and second derivatives "
-            "need float32, and float16 has too small a range for derivatives"
+            f"trainer.precision: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {name}: coordinates "
+            "and second derivatives need float32"
         )
+    has_it = accelerator in (None, "auto", "cuda", "gpu") and (accelerator is None or torch.cuda.is_available())
+    if str(name) == "16-mixed" and not has_it:
+        raise UserError("trainer.precision: expected a CUDA device for 16-mixed, found none; use bf16-mixed")
+
+
+def fuses(module: lightning.LightningModule) -> bool:
+    """Whether a module's Adam is the fused one.
+
+    With ``16-mixed`` the fused one would unscale the gradients itself, after `on_before_optimizer_step` and clipping.
+    """
+    scaled = str(module.trainer.precision) == "16-mixed"
+    return module.device.type in ("cpu", "cuda") and not scaled
 
 
 def share_of_rate(step: int, total: int, warmup: float = 0.0, cosine: bool = False) -> float:
@@ -136,7 +149,7 @@ class Method(Configured, lightning.LightningModule):
         """Adam over all groups, each with its own schedule."""
         groups = self.groups()
         parameters = [{"params": parameters, "lr": 1.0} for parameters, _ in groups]
-        optimizer = torch.optim.Adam(parameters, lr=1.0, fused=self.device.type in ("cpu", "cuda"))
+        optimizer = torch.optim.Adam(parameters, lr=1.0, fused=fuses(self))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate for _, rate in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -29,6 +29,8 @@ from medinr.types import Points, Scalar
 class RefinedRegistration(RegistrationMethod):
     """u = network + control lattice: first the network on random points, then the lattice on whole grids.
 
+    With ``refinement.composed`` the last stage has a lattice v of its own: x -> y + u(y), y = x + v(x) (`Composed`).
+
     A global network finds large motions, a lattice of cubic B-splines fine structure, at a small part of the cost: on a
     grid its basis is a product, and the local NCC of all windows is a few box filters. (Free-form deformation: Rueckert
     et al., IEEE TMI 18(8), 1999; a network that drives it: Sideri-Lampretsa et al., SINR, MIDL 2024.) In the second
@@ -115,7 +117,8 @@ class RefinedRegistration(RegistrationMethod):
     def begin_at(self, displacement: Tensor, domain: Domain) -> None:
         """Start from a displacement (RAS mm [X, Y, Z, 3] on the fixed grid) instead of the identity.
 
-        The finest lattice takes it over, as far as its spacing allows; all that follows refines it.
+        The finest level of the lattice takes it over, as far as its spacing allows (one that is composed is not part of
+        it); all that follows refines it.
         """
         self.domain = self.cover(domain)
         volume = displacement.float().movedim(-1, 0) / self.domain.unit_mm

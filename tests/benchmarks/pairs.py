@@ -141,7 +141,7 @@ def affine_start(fixed: Image, moving: Image) -> Floats:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.25)
+    method.SetMetricSamplingPercentage(0.25, 1)  # by default the samples are jittered by the clock
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
     method.SetOptimizerScalesFromPhysicalShift()
