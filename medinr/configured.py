@@ -32,9 +32,11 @@ def spec(part: Configured) -> dict[str, Any]:
         TypeError: an argument is neither plain nor `Configured`.
     """
     args, kwargs = part._arguments
-    bound = inspect.signature(type(part)).bind(*args, **kwargs).arguments
+    # Of the class itself, older Pythons (3.11.2) give the signature of `__new__`.
+    bound = inspect.signature(type(part).__init__).bind(part, *args, **kwargs)
+    given = list(bound.arguments.items())[1:]
     where = f"{type(part).__module__}.{type(part).__qualname__}"
-    return {"class_path": where, "init_args": {k: _plain(v, f"{where}.{k}") for k, v in bound.items()}}
+    return {"class_path": where, "init_args": {k: _plain(v, f"{where}.{k}") for k, v in given}}
 
 
 def _plain(value: Any, where: str) -> Any:

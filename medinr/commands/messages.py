@@ -146,7 +146,9 @@ def _leaf(line: str, keys: list[str], owner: str, text: str) -> str:
 def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        found = getattr(importlib.import_module(module), name)
+        # Of a class that has a `__new__`, older Pythons (3.11.2) give the signature of that.
+        return list(inspect.signature(found.__init__).parameters)[1:] if isinstance(found, type) else []  # type: ignore[misc]
     except (ImportError, AttributeError, ValueError):
         return []
 
