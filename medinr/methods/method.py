@@ -45,7 +45,7 @@ def fuses(module: lightning.LightningModule) -> bool:
 
     With ``16-mixed`` the fused one would unscale the gradients itself, after `on_before_optimizer_step` and clipping.
     """
-    scaled = str(module.trainer.precision) == "16-mixed"
+    scaled = getattr(module._trainer, "precision", None) == "16-mixed"  # a benchmark steps without a trainer
     return module.device.type in ("cpu", "cuda") and not scaled
 
 
