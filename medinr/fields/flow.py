@@ -236,7 +236,7 @@ class FlowTransform(Transform):
     def tabulated(self, level: int) -> "Transform | None":
         """The flow of a spline's table, whose nodes are 5 or 8 times closer than its finest control points."""
         flow = self.map
-        if not isinstance(flow, Flow) or not isinstance(flow.velocity, SplineField):
+        if level > 1 or not isinstance(flow, Flow) or not isinstance(flow.velocity, SplineField):
             return None
         step = float(flow.velocity.spacing.min()) / (5.0, 8.0)[level]
         table = Table(flow.velocity, even_lines(flow.velocity, step), self.context)
