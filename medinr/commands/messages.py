@@ -148,7 +148,8 @@ def _arguments(class_path: str) -> list[str]:
     try:
         found = getattr(importlib.import_module(module), name)
         # Of a class that has a `__new__`, older Pythons (3.11.2) give the signature of that.
-        return list(inspect.signature(found.__init__).parameters)[1:] if isinstance(found, type) else []  # type: ignore[misc]
+        made_by = found.__init__ if isinstance(found, type) else found  # type: ignore[misc]
+        return [name for name in inspect.signature(made_by).parameters if name != "self"]
     except (ImportError, AttributeError, ValueError):
         return []
 

@@ -35,8 +35,8 @@ def check_precision(name: Any, accelerator: Any = None) -> None:
             f"trainer.precision: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {name}: coordinates "
             "and second derivatives need float32"
         )
-    has_it = accelerator in (None, "auto", "cuda", "gpu") and (accelerator is None or torch.cuda.is_available())
-    if str(name) == "16-mixed" and not has_it:
+    on_cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if str(name) == "16-mixed" and accelerator is not None and not on_cuda:
         raise UserError("trainer.precision: expected a CUDA device for 16-mixed, found none; use bf16-mixed")
 
 
