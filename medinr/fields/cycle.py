@@ -78,7 +78,8 @@ class CycleTransform(Transform):
     def expand(self, world: Points) -> tuple[Points, Tensor, Tensor | None]:
         y, inverse, lost = self._both(world)
         ahead = self.ahead.jacobian(world)
-        derivative = torch.linalg.pinv(self.back.jacobian(inverse))
+        derivative, info = torch.linalg.inv_ex(self.back.jacobian(inverse))
+        lost |= info > 0  # singular
         derivative[lost] = ahead[lost]
         return (y + inverse) / 2, (ahead + derivative) / 2, inverse - y
 

@@ -130,6 +130,26 @@ def test_a_folded_backward_map_is_uncertain_but_never_absurd(inference: Any) -> 
     assert fallen_back.any() or inference == "newton"
 
 
+class Flattening(Transform):
+    """Its points are those of a shift, its Jacobian is singular beyond x = 0."""
+
+    def jacobian(self, world: Tensor) -> Tensor:
+        found = super().jacobian(world)
+        found[world[:, 0] > 0, 0] = 0
+        return found
+
+
+def test_where_the_backward_map_is_flat_the_forward_one_tells_alone() -> None:
+    one = shift([1.0, 0, 0])
+    p = pairs.points()
+    flat = CycleTransform(wavy(0.05), Flattening(one.map, one.domain, one.start))
+    slope, ahead = flat.jacobian(p), flat.ahead.jacobian(p)
+    beyond = flat.ahead(p)[:, 0] + flat.offset(p)[:, 0] > 0
+    assert 5 < int(beyond.sum()) < 45
+    assert torch.equal(slope[beyond], ahead[beyond])
+    assert torch.allclose(slope[~beyond], (ahead[~beyond] + torch.eye(3).double()) / 2, atol=1e-5)
+
+
 def test_uncertainty_on_the_whole_grid() -> None:
     both = CycleTransform(shift([3.0, 0, 0]), wavy(0.02))
     domain = pairs.CUBE
