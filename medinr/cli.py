@@ -63,7 +63,21 @@ def dispatch(name: str, args: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script. Returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Entry point of the console script. Returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    Whoever closes the pipe that it prints to has seen enough: 141, as shells have it, and not a word.
+    """
+    try:
+        code = run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command line, to its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if len(args) == 2 and args[0] == "help":  # as git and others have it
         args = [args[1], "--help"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from medinr import figures, io, metrics
 from medinr.data.pair import Pair
 from medinr.data.sequence import Sequence as ImageSequence
+from medinr.errors import RegistrationWarning
 from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense, folded
 from medinr.fields.warp import chunks, resample, resample_labels
 from medinr.space import Domain
 from medinr.types import Matrix, Volume
+
+RESIDUAL_MM = 0.1
+"""Points whose inverse leaves more than this are reported: the map is not invertible there."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ def write_results(
     report: bool = False,
     settings: dict[str, Any] | None = None,
     warnings: Sequence[str] = (),
+    points_space: io.PointsSpace = "ras",
 ) -> list[Path]:
     """Write images, fields, carried labels and points, metrics and figures: all of them, or none at all.
 
@@ -210,13 +216,17 @@ def write_results(
         report: also write report.html, one page with everything to look at.
         settings: of the run, for the report (None: ``extra``).
         warnings: that came up on the way, for the report.
+        points_space: frame of moved_points.csv, of the moving image.
 
     Raises:
         UserError: a folder that cannot be written to; a full disk; an unknown format.
+
+    Warns:
+        RegistrationWarning: voxels without an inverse.
     """
     formats = io.check_formats(formats)
     with io.staged_folder(out) as staged:
-        files = _write_all(staged, method, pair, evaluation, inverse, extra or {})
+        files = _write_all(staged, method, pair, evaluation, inverse, extra or {}, points_space)
         names = (pair.fixed.source, pair.moving.source)
         files += io.write_transforms(
             staged, formats, evaluation.displacement, method.transform().start, pair.domain, names
@@ -233,8 +243,9 @@ def write_results(
 
 
 def _write_all(
-    out: Path, method: Any, pair: Pair, evaluation: Evaluation, inverse: bool, extra: dict[str, Any]
-) -> list[Path]:
+    out: Path, method: Any, pair: Pair, evaluation: Evaluation, inverse: bool, extra: dict[str, Any],
+    points_space: io.PointsSpace,
+) -> list[Path]:  # fmt: skip
     (out / "figures").mkdir(parents=True, exist_ok=True)
     domain, transform = pair.domain, method.transform()
     # One file a channel: a 4-D file would be taken for a time series.
@@ -256,7 +267,7 @@ def _write_all(
         io.write_image(out / "warped_labels.nii.gz", carried, domain)
         files.append(out / "warped_labels.nii.gz")
     if pair.fixed_points is not None:
-        io.write_points(out / "moved_points.csv", transform(pair.fixed_points))
+        io.write_points(out / "moved_points.csv", transform(pair.fixed_points), points_space, pair.moving.domain)
         files.append(out / "moved_points.csv")
     if inverse:
         io.write_displacement(
@@ -278,11 +289,20 @@ def write_metrics(path: Path, record: dict[str, Any]) -> None:
 
 
 def inverse_displacement(transform: Transform, domain: Domain) -> Tensor:
-    """phi^-1(q) - q at the voxel centres q of the moving grid [X, Y, Z, 3], RAS mm; Newton on every voxel in chunks."""
-    out = torch.empty(domain.n_voxels, 3)
+    """phi^-1(q) - q at the voxel centres q of the moving grid [X, Y, Z, 3], RAS mm; Newton on every voxel in chunks.
+
+    Warns:
+        RegistrationWarning: voxels at which the transform has no inverse.
+    """
+    out, bad, limit = torch.empty(domain.n_voxels, 3), 0, min(RESIDUAL_MM, 0.1 * min(domain.spacing))
     for rows, q in chunks(domain, 200_000):
-        p, _ = transform.inverse(q)
+        p, residual = transform.inverse(q)
         out[rows] = (p - q).float()
+        bad += int((residual > limit).sum())
+    if bad:
+        share = 100 * bad / domain.n_voxels
+        message = f"inverse: {bad} of {domain.n_voxels} voxels ({share:.2g} %) have none within {limit:.2g} mm"
+        warn(message, RegistrationWarning, stacklevel=2)
     return out.reshape(*domain.shape, 3)
 
 

@@ -150,6 +150,18 @@ class Domain:
         upper = torch.tensor(self.shape, device=voxels.device, dtype=voxels.dtype) - 1 + margin
         return torch.all((voxels >= -margin) & (voxels <= upper), dim=-1)
 
+    @property
+    def sheared(self) -> bool:
+        """Whether the voxel axes are not at right angles."""
+        axes = self.voxel_to_world[:3, :3] / self.voxel_to_world[:3, :3].norm(dim=0)
+        return bool((axes.T @ axes - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-4)
+
+    @property
+    def rounding_mm(self) -> float:
+        """What two programs' affines of one grid may differ by: 0.001 mm or a hundredth of a voxel, never a tenth."""
+        side = min(self.spacing)
+        return min(max(0.01 * side, 1e-3), 0.1 * side)
+
     def same_grid(self, other: "Domain", tolerance_mm: float = 1e-3) -> bool:
         """Same shape, and corners that agree within ``tolerance_mm``."""
         if self.shape != other.shape:

@@ -51,10 +51,19 @@ def write_images(folder: Path) -> None:
     for name in ("whole.nii", "fixed.nii.gz"):
         content = (folder / name).read_bytes()
         (folder / name.replace("whole", "cut").replace("fixed", "cut")).write_bytes(content[: len(content) // 2])
+    stream = bytearray((folder / "fixed.nii.gz").read_bytes())
+    stream[-6] ^= 1  # in the checksum
+    (folder / "damaged.nii.gz").write_bytes(stream)
+    header = bytearray((folder / "whole.nii").read_bytes())
+    header[42:44] = (-5).to_bytes(2, "little", signed=True)  # the first side
+    (folder / "negative.nii").write_bytes(header)
     (folder / "text.nii.gz").write_text("no image\n" * 50)
     (folder / "void.nii.gz").touch()
     save("series.nii.gz", np.stack((values, values), axis=-1))
     save("constant.nii.gz", np.full_like(values, 5))
+    turned = affine.copy()
+    turned[:3, 3] += 7
+    save("elsewhere.nii.gz", values, turned)
     save("empty.nii.gz", np.zeros_like(values))
     save("small.nii.gz", np.ones_like(values[:-2]))
     values[3, 4, 5] = np.nan
@@ -66,6 +75,7 @@ def write_images(folder: Path) -> None:
     io.write_points(folder / "short.csv", pairs.points(3))
     (folder / "far.csv").write_text("x,y,z\n1,2,3\n500,0,0\n0,0,0\n")
     (folder / "words.csv").write_text("x,y,z\n1,two,3\n")
+    (folder / "counted.csv").write_text("1,5,5,5\n2,6,6,6\n3,7,7,7\n")
 
 
 def write_checkpoints(folder: Path) -> None:
@@ -113,6 +123,7 @@ def write_files(out: Path) -> None:
     (out / "old").mkdir()
     for old, new in (
         ("moving.nii.gz", "warped.nii.gz"),
+        ("fixed.nii.gz", "image.nii.gz"),
         ("fixed.csv", "points.csv"),
         ("transform.ckpt", "transform.ckpt"),
     ):

@@ -24,6 +24,14 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "register fixed.nii.gz cut.nii --out x",
         ("cut.nii: expected a whole NIfTI file", "found one that cannot be read", "copy or export it again"),
     ),
+    "damaged .nii.gz": (
+        "register fixed.nii.gz damaged.nii.gz --out x",
+        ("damaged.nii.gz: expected a whole NIfTI file", "found one that cannot be read (CRC check failed", "again"),
+    ),
+    "image of a negative side": (
+        "register fixed.nii.gz negative.nii --out x",
+        ("negative.nii: expected a whole NIfTI file", "found one that cannot be read", "copy or export it again"),
+    ),
     "empty file": ("register void.nii.gz moving.nii.gz --out x", ("void.nii.gz: expected data", "0 bytes", "again")),
     "text named .nii.gz": (
         "register text.nii.gz moving.nii.gz --out x",
@@ -70,6 +78,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{PAIR} --fixed-points far.csv --moving-points short.csv",
         ("far.csv: expected points inside", "found 1 of 3 outside", "index 1: (500.00", "check --points-space"),
     ),
+    "landmarks behind their numbers": (
+        f"{PAIR} --fixed-points counted.csv --moving-points short.csv",
+        ("counted.csv: expected x, y and z", "found a first column that counts the rows", "name the columns"),
+    ),
     "landmarks that are no numbers": (
         f"{PAIR} --fixed-points words.csv --moving-points short.csv",
         ("words.csv: expected a number in row 2", "found 'two'", "correct that row"),
@@ -78,6 +90,14 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown preset": (f"{PAIR} --preset slow", ("--preset", "invalid choice: 'slow'", "choose from 'fast'")),
     "unknown similarity": (f"{PAIR} --similarity ncx", ("--similarity", "'ncx'", "choose from 'lncc'")),
     "unknown start": (f"{PAIR} --init afine", ("--init: expected none, rigid, affine", "afine")),
+    "checkpoint as a start": (
+        f"{PAIR} --init transform.ckpt",
+        ("transform.ckpt: expected a transform as 4 x 4 numbers", "found other binary data", "displacement.nii.gz"),
+    ),
+    "Learn2Reg's displacement between two grids": (
+        "register fixed.nii.gz elsewhere.nii.gz --write l2r --out x",
+        ("--write l2r: expected two images on one grid", "found another one of the moving image", "resample"),
+    ),
     "misspelt option": (f"{PAIR} --presett fast", ("--presett: no such option; did you mean --preset?",)),
     "images by name": (
         "register --fixed fixed.nii.gz --moving moving.nii.gz --out x",
@@ -117,6 +137,15 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "output that is an input": (
         "register fixed.nii.gz old/warped.nii.gz --out old",
         ("--out old: expected to overwrite no input", "found old/warped.nii.gz", "choose another folder"),
+    ),
+    "output that is a channel": (
+        "register old/warped.nii.gz moving.nii.gz --fixed-channel fixed.nii.gz --moving-channel moving.nii.gz "
+        "--out old",
+        ("--out old: expected to overwrite no input", "found old/warped.nii.gz", "choose another folder"),
+    ),
+    "output that is the transform to apply": (
+        "apply old/image.nii.gz --points fixed.csv --out old",
+        ("--out old: expected to overwrite no input", "found old/image.nii.gz", "choose another folder"),
     ),
     "output of apply that is an input": (
         "apply transform.ckpt --points old/points.csv --out old",

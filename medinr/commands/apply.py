@@ -15,13 +15,11 @@ from medinr.fields.warp import resample, resample_labels
 from medinr.io import PointsSpace
 from medinr.io.slicer import slicer_suffix
 from medinr.methods import ConditionedRegistration, RegistrationModule, load_method
-from medinr.results import inverse_displacement
+from medinr.results import RESIDUAL_MM, inverse_displacement
 from medinr.space import Domain
 from medinr.types import Points
 
 EXAMPLE = "medinr apply result/transform.ckpt --labels moving_labels.nii.gz --out carried"
-RESIDUAL_MM = 0.1
-"""Points whose inverse leaves more than this are reported: the map is not invertible there."""
 
 
 def load_transform(
@@ -91,7 +89,7 @@ def apply(
         UserError: nothing to do, a missing reference, or a file that cannot be used.
 
     Warns:
-        RegistrationWarning: points at which the transform has no inverse.
+        RegistrationWarning: points or voxels at which the transform has no inverse.
     """
     if image is None and labels is None and points is None:
         raise UserError("apply: nothing to carry; give --image, --labels or --points")
@@ -100,7 +98,7 @@ def apply(
     if inverse and (image is not None or labels is not None) and reference is None:
         raise UserError("--reference: the inverse needs an image whose grid it is written on; give the moving image")
     check_writable(out)
-    check_inputs_stay(out, (image, labels, points, reference), APPLY_WRITES)
+    check_inputs_stay(out, (checkpoint, image, labels, points, reference), APPLY_WRITES)
     grid = io.read_domain(reference) if reference is not None else None
     transform = load_transform(checkpoint, alpha, check_device(device), grid)
     # Everything is read before anything is written: a mistake in the last file must not leave half of the results.

@@ -1,20 +1,22 @@
 """What a command can refuse before it starts to work."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medinr.errors import UserError
+from medinr.io.listing import listed
 
 REGISTER_WRITES = """
-affine displacement inverse_displacement jacobian_determinant metrics moved_points residual_displacement
-transform uncertainty warped warped_labels
+affine disp_* displacement inverse_displacement jacobian_determinant metrics moved_points residual_displacement
+transform uncertainty warped warped_channel* warped_labels
 """
 APPLY_WRITES = "image labels points"
-"""Names, without suffix, of the files that `register` and `apply` write."""
+"""Names, without suffix, of the files that `register` and `apply` write; ``*`` stands for any letters."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -39,18 +41,34 @@ def check_writable(out: str | Path) -> None:
 
 
 def check_inputs_stay(out: str | Path, inputs: Iterable[Any], written: str) -> None:
-    """Refuse a folder in which a result would take the place of a file that the work begins with.
+    """Refuse a folder in which a file that the work begins with would be overwritten, or removed as an old result.
+
+    Args:
+        out: the folder.
+        inputs: files, lists of files, or anything else, which is passed over.
+        written: names of `REGISTER_WRITES` and the like.
 
     Raises:
         UserError: names that file.
     """
     folder = Path(out).resolve()
-    for source in inputs:
-        if not isinstance(source, str | Path) or not Path(source).is_file():
+    earlier = listed(folder)
+    for source in _files(inputs):
+        file = source.resolve()
+        if not file.is_relative_to(folder):
             continue
-        file = Path(source).resolve()
-        if file.parent == folder and file.name.partition(".")[0] in written.split():
+        name = file.relative_to(folder).as_posix()
+        if name in earlier or any(fnmatch(name.partition(".")[0], pattern) for pattern in written.split()):
             raise UserError(f"--out {out}: expected to overwrite no input, found {source} there; choose another folder")
+
+
+def _files(inputs: Iterable[Any]) -> Iterator[Path]:
+    """Those of the inputs that are files, channels one by one."""
+    for source in inputs:
+        if isinstance(source, list | tuple):
+            yield from _files(source)
+        elif isinstance(source, str | Path) and Path(source).is_file():
+            yield Path(source)
 
 
 def check_device(name: str) -> str:

@@ -111,7 +111,7 @@ def register(
         fixed_mask: where the fixed image counts: a file, an array-like image on the same grid, or ``"lungs"``.
         moving_mask: samples that map outside it carry no weight.
         fixed_points, moving_points: landmarks (CSV ``x,y,z`` or tensor [n, 3]), only to measure the error.
-        points_space: of CSV files: ``ras`` or ``lps`` mm, or ``voxel`` (0-based).
+        points_space: of CSV files, in and out: ``ras`` or ``lps`` mm, or ``voxel`` (0-based).
         fixed_labels, moving_labels: label volumes: carried along, and compared.
         fixed_guides, moving_guides: landmarks as above that the registration is to follow; no error is measured there.
         landmark_weight: how strongly; at 10, a mean distance of 10 mm left counts as much as images that do not
@@ -175,6 +175,8 @@ def register(
         check_overlap(pair)
         with_lattice = PRESETS[preset].refines(similarity) and residual is None and not uncertainty
         pair = replace(pair, fixed_regions=sliding_regions(pair, sliding, with_lattice))
+    if "l2r" in write:
+        io.check_learn2reg_grids(pair.domain, pair.moving.domain)
     clock.append(time.perf_counter())
     weight = 0.0 if pair.fixed_guides is None else landmark_weight
     regions = 1 if pair.fixed_regions is None else 1 + int(pair.fixed_regions.max())
@@ -211,7 +213,7 @@ def register(
         if interrupted:
             said.append(f"The fit was interrupted: this is the best state until then, of step {step} of {steps}.")
         files = write_results(
-            Path(out), method, pair, evaluation, inverse, extra, write, report, settings=settings | extra, warnings=said
+            Path(out), method, pair, evaluation, inverse, extra, write, report, settings | extra, said, points_space
         )
     return Result(method.transform(), evaluation, method, pair, seconds, files, interrupted, step)
 

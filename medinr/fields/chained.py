@@ -34,7 +34,7 @@ class Inverted(Transform):
         return p, jacobian, None
 
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         """phi itself; there is no residual."""
         return self.transform(world), torch.zeros(len(world), dtype=torch.float64)
@@ -89,7 +89,7 @@ class Chained(Transform):
         return end, outer @ inner, None
 
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         """The two inverses; the residual is the sum of theirs."""
         middle, outer = self.second.inverse(world, iterations, tolerance_mm)

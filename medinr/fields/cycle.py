@@ -13,7 +13,7 @@ from medinr.types import Points
 
 Inference = Literal["newton", "first-order", "second-order"]
 TOLERANCE_MM = 1e-2
-"""Newton's iterations end below this residual; it is far below what the uncertainty resolves."""
+"""Newton's iterations end below this residual, or a tenth of a voxel: far below what the uncertainty resolves."""
 
 
 class CycleTransform(Transform):
@@ -44,6 +44,7 @@ class CycleTransform(Transform):
     ) -> None:
         super().__init__(ahead.map, ahead.domain, ahead.start, ahead.context)
         self.ahead, self.back, self.inference, self.trust_mm = ahead, back, inference, trust_mm
+        self.tolerance_mm = min(TOLERANCE_MM, 0.1 * min(self.domain.spacing))
 
     def tabulated(self, level: int) -> Transform | None:
         ahead, back = self.ahead.tabulated(level), self.back.tabulated(level)
@@ -99,7 +100,7 @@ class CycleTransform(Transform):
 
     def _inverted(self, p: Points, guess: Points) -> tuple[Points, Tensor]:
         """B^-1(p) by Newton iterations, and its residual in mm."""
-        return self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=guess)
+        return self.back.inverse(p, tolerance_mm=self.tolerance_mm, guess=guess)
 
     def _expanded(self, y: Points, gap: Points, second: bool) -> Points:
         d = gap[..., None]
@@ -142,5 +143,5 @@ class TabulatedCycle(CycleTransform):
         self.exact = exact
 
     def _inverted(self, p: Points, guess: Points) -> tuple[Points, Tensor]:
-        near, _ = self.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=guess)
-        return self.exact.back.inverse(p, tolerance_mm=TOLERANCE_MM, guess=near)
+        near, _ = self.back.inverse(p, tolerance_mm=self.tolerance_mm, guess=guess)
+        return self.exact.back.inverse(p, tolerance_mm=self.tolerance_mm, guess=near)

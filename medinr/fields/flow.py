@@ -262,7 +262,7 @@ class FlowTransform(Transform):
 
     @torch.no_grad()
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         return super().inverse(world, iterations, tolerance_mm, self.back(world) if guess is None else guess)
 
@@ -272,7 +272,7 @@ class TabulatedFlow(FlowTransform):
 
     @torch.no_grad()
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         p = self.back(world)
         return p, torch.full((len(world),), math.nan, dtype=torch.float64)

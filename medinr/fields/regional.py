@@ -122,7 +122,7 @@ class RegionalTransform(Transform):
         return self.regional.region(x.float().to(self.device)).cpu()
 
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         """Points of the fixed world that phi maps to moving points [n, 3].
 
@@ -135,6 +135,6 @@ class RegionalTransform(Transform):
         for part in self.parts:
             own, _ = part.inverse(target, iterations, tolerance_mm, guess)
             gap = (self(own) - target).norm(dim=1)
-            better = gap <= residual.clamp(min=tolerance_mm)
+            better = gap <= residual.clamp(min=self.precision_mm if tolerance_mm is None else tolerance_mm)
             p[better], residual[better] = own[better], gap[better]
         return p, residual

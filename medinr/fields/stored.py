@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medinr import io
 from medinr.errors import UserError
-from medinr.fields.transform import Transform
+from medinr.fields.transform import PRECISION_MM, Transform
 from medinr.fields.warp import chunks
 from medinr.io.starts import displacement_on, least_squares_affine
 from medinr.sampling import interpolate
@@ -68,14 +68,19 @@ class StoredTransform(Transform):
         self.start = least_squares_affine(field, self.grid)
         self.points = partial(_through, field.movedim(-1, 0), self.grid)
 
+    @property
+    def precision_mm(self) -> float:
+        return PRECISION_MM if self.grid is None else min(PRECISION_MM, 0.01 * min(self.grid.spacing))
+
     def __call__(self, world: Points) -> Points:
         """Map points [n, 3]."""
         return self.points(world.double().cpu())
 
     def jacobian(self, world: Points) -> Tensor:
-        """D phi at points [n, 3] -> [n, 3, 3], by central differences over 0.2 mm."""
-        steps = STEP_MM * torch.eye(3, dtype=torch.float64)
-        columns = [(self(world + step) - self(world - step)) / (2 * STEP_MM) for step in steps]
+        """D phi at points [n, 3] -> [n, 3, 3], by central differences over 0.2 mm, or two smaller voxels."""
+        size = STEP_MM if self.grid is None else min(STEP_MM, min(self.grid.spacing))
+        steps = size * torch.eye(3, dtype=torch.float64)
+        columns = [(self(world + step) - self(world - step)) / (2 * size) for step in steps]
         return torch.stack(columns, dim=-1)
 
     def displacement(self, domain: Domain) -> Tensor:

@@ -18,6 +18,7 @@ LEVELS = 3
 """Of `Transform.tabulated`, each finer than the one before."""
 CHUNK = 65_536
 """Points evaluated at once where no gradient is kept."""
+PRECISION_MM = 1e-3
 
 
 class Transform:
@@ -93,14 +94,15 @@ class Transform:
 
     @torch.no_grad()
     def inverse(
-        self, world: Points, iterations: int = 30, tolerance_mm: float = 1e-3, guess: Points | None = None
+        self, world: Points, iterations: int = 30, tolerance_mm: float | None = None, guess: Points | None = None
     ) -> tuple[Points, Tensor]:
         """Points of the fixed world that phi maps to moving points [n, 3], by damped Newton iterations.
 
         Args:
             world: moving points, RAS mm.
             iterations: at most.
-            tolerance_mm: a point with a smaller residual is done.
+            tolerance_mm: a point with a smaller residual is done (default: 0.001 mm or a hundredth of a voxel, the
+                smaller one).
             guess: where to begin (default: the inverse of the start alone).
 
         Returns:
@@ -108,7 +110,12 @@ class Transform:
         """
         # A stored transform has no map.
         with computed_once(self.map) if hasattr(self, "map") else nullcontext():
-            return self._newton(world, iterations, tolerance_mm, guess)
+            return self._newton(world, iterations, self.precision_mm if tolerance_mm is None else tolerance_mm, guess)
+
+    @property
+    def precision_mm(self) -> float:
+        """How closely `inverse` is found where nothing else is asked."""
+        return min(PRECISION_MM, 0.01 * min(self.domain.spacing))
 
     def _newton(
         self, world: Points, iterations: int, tolerance_mm: float, guess: Points | None

@@ -6,7 +6,7 @@ from medinr.io.exports import FORMATS, check_formats, write_transforms
 from medinr.io.files import atomic_path, existing_file, existing_source, staged_folder, write_text
 from medinr.io.images import ImageLike, as_image, read_domain, read_image, read_labels, read_mask, write_image
 from medinr.io.itk_transforms import ItkTransform, is_itk_transform, write_composite
-from medinr.io.learn2reg import is_learn2reg, read_learn2reg, write_learn2reg
+from medinr.io.learn2reg import check_learn2reg_grids, is_learn2reg, read_learn2reg, write_learn2reg
 from medinr.io.listing import replace_listing
 from medinr.io.matrices import read_matrix, write_itk_affine
 from medinr.io.points import PointsSpace, check_points_inside, from_ras, read_points, to_ras, write_points
@@ -22,6 +22,7 @@ __all__ = [
     "as_image",
     "atomic_path",
     "check_formats",
+    "check_learn2reg_grids",
     "check_points_inside",
     "existing_file",
     "existing_source",

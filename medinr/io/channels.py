@@ -42,7 +42,7 @@ def stack_channels(images: Sequence[Image]) -> Image:
     """
     first = images[0]
     for image in images[1:]:
-        if not image.domain.same_grid(first.domain, tolerance_mm=max(0.01 * min(first.domain.spacing), 1e-3)):
+        if not image.domain.same_grid(first.domain, tolerance_mm=first.domain.rounding_mm):
             raise UserError(
                 f"{image.source}: expected the grid of the first channel {first.source}, shape {first.domain.shape}, "
                 f"found shape {image.domain.shape} or another affine; resample the channels onto one grid"

@@ -4,6 +4,8 @@ Arrays keep the axes of the file, [i, j, k] as nibabel gives them, whatever thei
 indices to RAS millimetres. ITK's LPS is converted here and nowhere above.
 """
 
+import gzip
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from medinr.errors import UserError
+from medinr.errors import RegistrationWarning, UserError
 from medinr.io.dicom import is_dicom, read_series, series_domain
 from medinr.io.files import atomic_path, existing_file
 from medinr.io.itk import checked_domain, image_domain, import_sitk, silent
@@ -25,6 +27,11 @@ from medinr.types import Mask
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+
+UNREADABLE = (
+    ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError
+)  # fmt: skip
+"""What a damaged NIfTI file makes nibabel raise."""
 
 ImageLike = str | Path | SpatialImage | Image
 """What :func:`as_image` accepts; a SimpleITK image too, which cannot be named here without importing SimpleITK."""
@@ -189,6 +196,7 @@ def _read_array(path: str | Path) -> tuple[NDArray[Any], Domain]:
     if suffix in NIFTI_SUFFIXES:
         image = load_nifti(file)
         values = _volume(nifti_values(image, str(file)), str(file))
+        _warn_of_header(image, file)
         return values, checked_domain(values.shape, image.affine, str(file))
     if suffix in ITK_SUFFIXES:
         return _from_sitk(load_sitk(file), str(file))
@@ -212,7 +220,7 @@ def load_nifti(file: Path) -> Any:
     """The nibabel image of a NIfTI file, its voxels not read yet."""
     try:
         return nib.loadsave.load(file)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(str(file), "NIfTI", error) from error
 
 
@@ -220,7 +228,9 @@ def nifti_values(image: Any, name: str) -> NDArray[Any]:
     """The scaled voxels of a nibabel image."""
     try:
         values: NDArray[Any] = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        if nib.is_proxy(image.dataobj):
+            _check_sum(image.get_filename())
+    except UNREADABLE as error:
         raise _unreadable(name, "NIfTI", error) from error
     if values.dtype.kind not in "biuf":
         raise UserError(
@@ -229,8 +239,31 @@ def nifti_values(image: Any, name: str) -> NDArray[Any]:
     return values
 
 
+def _check_sum(name: str | None) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops before, and sees no damage."""
+    if name is not None and name.endswith(".gz"):
+        with gzip.open(name) as stream:
+            while stream.read(1 << 24):
+                pass
+
+
+def _warn_of_header(image: Any, file: Path) -> None:
+    """Say what in a NIfTI header other programs may read otherwise than it is read here."""
+    header, found = image.header, []
+    sform, qform = (bool(header[f"{name}_code"]) for name in ("sform", "qform"))
+    if not sform and not qform:
+        found.append("neither sform nor qform says how it lies in space: left and right are a guess")
+    if sform and qform and nib.aff2axcodes(header.get_sform()) != nib.aff2axcodes(header.get_qform()):
+        found.append("sform and qform give it different orientations; the sform counts")
+    if int(header["xyzt_units"]) & 7 in (1, 3):
+        found.append(f"its header gives lengths in {header.get_xyzt_units()[0]}s; they are taken as mm")
+    for what in found:
+        warnings.warn(f"{file}: {what}", RegistrationWarning, stacklevel=2)
+
+
 def _unreadable(name: str, kind: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    reason = " ".join(line.strip() for line in lines) if kind == "NIfTI" else lines[-1]  # ITK's first ones are its own
     return UserError(
         f"{name}: expected a whole {kind} file, found one that cannot be read ({reason}); copy or export it again"
     )
@@ -311,7 +344,7 @@ def _on_grid(source: Any, domain: Domain, what: str) -> tuple[NDArray[Any], str]
             f"{name}: expected the grid of its image, shape {domain.shape}, found {own.shape}; "
             f"resample the {what} onto the image"
         )
-    if not own.same_grid(domain, tolerance_mm=max(0.01 * min(domain.spacing), 1e-3)):
+    if not own.same_grid(domain, tolerance_mm=domain.rounding_mm):
         gap = (own.voxel_to_world[:3] - domain.voxel_to_world[:3]).abs().max(dim=0).values
         raise UserError(
             f"{name}: expected the affine of its image, found one that differs by up to {float(gap[3]):.3g} mm in the "

@@ -26,6 +26,19 @@ def write_learn2reg(path: str | Path, displacement: Tensor, domain: Domain) -> N
     save_nifti(path, (displacement.detach().float() @ to_voxels.T).cpu().numpy(), domain)
 
 
+def check_learn2reg_grids(fixed: Domain, moving: Domain) -> None:
+    """Refuse two images whose voxels lie differently: their displacements in voxels would mean nothing to a reader.
+
+    Raises:
+        UserError: another affine of the moving image.
+    """
+    if not Domain(fixed.shape, moving.affine).same_grid(fixed, tolerance_mm=0.1 * min(fixed.spacing)):
+        raise UserError(
+            "--write l2r: expected two images on one grid, since the challenge looks at no affine, found another one "
+            "of the moving image; resample it onto the fixed grid, or write h5"
+        )
+
+
 def is_learn2reg(path: Path) -> bool:
     """Whether an existing file has the shape of such a displacement: NIfTI, (X, Y, Z, 3)."""
     return suffix_of(path) in NIFTI_SUFFIXES and tuple(load_nifti(path).shape[3:]) == (3,)

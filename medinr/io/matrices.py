@@ -22,7 +22,12 @@ def read_matrix(path: str | Path) -> Matrix:
     file = existing_file(path)
     try:
         rows = np.loadtxt(file, dtype=np.float64, delimiter="," if "," in file.read_text(encoding="utf-8") else None)
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{file}: expected a transform as 4 x 4 numbers, displacements or a file of ITK, found other binary data; "
+            "of a registration by medinr, give its displacement.nii.gz"
+        ) from None
+    except ValueError as error:
         raise UserError(f"{file}: expected a text file with a 4 x 4 matrix, found {error}; correct it") from None
     if rows.shape != (4, 4) or not np.isfinite(rows).all() or not np.allclose(rows[3], [0, 0, 0, 1]):
         raise UserError(

@@ -46,16 +46,19 @@ def read_points(path: str | Path, space: PointsSpace = "ras", domain: Domain | N
         raise UserError(f"{file}: expected a text table x,y,z, found binary data; export the points as CSV") from error
     columns = (0, 1, 2)
     points: list[list[float]] = []
-    first = True
+    first, named, width = True, False, 0
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         cells = _cells(line)
         if first and not any(_is_number(cell) for cell in cells[:3]):
-            columns = _named_columns(cells, file)
+            columns, named = _named_columns(cells, file), True
         else:
+            width = len(cells)
             points.append(_row(cells, columns, file, number))
         first = False
+    if not named and width > 3 and _counted(points):
+        raise UserError(f"{file}: expected x, y and z, found a first column that counts the rows; name the columns")
     if not points:
         raise UserError(f"{file}: expected at least one row x,y,z, found no points; give a table that is not empty")
     return to_ras(torch.tensor(points, dtype=torch.float64), space, domain)
@@ -121,6 +124,12 @@ def _cells(line: str) -> list[str]:
         if separator in line:
             return [cell.strip().strip("\"'") for cell in line.split(separator)]
     return re.split(r"\s+", line.strip())
+
+
+def _counted(points: list[list[float]]) -> bool:
+    """Whether the first column is 0, 1, 2, ... or 1, 2, 3, ..."""
+    first = [p[0] for p in points]
+    return len(first) > 1 and first[0] in (0, 1) and first == [first[0] + i for i in range(len(first))]
 
 
 def _is_number(cell: str) -> bool:

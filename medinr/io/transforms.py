@@ -108,7 +108,7 @@ def _convention(domain: Domain) -> dict[str, object]:
         "unit": "mm",
         "space": "LPS",
         "direction": "fixed to moving: add the vector at a fixed point to get the corresponding moving point",
-        "convention": "NIfTI (X, Y, Z, 1, 3), intent 1007 (vector); moved(p) = moving(p + d(p)); reads unchanged in "
-        "ITK, ANTs and Slicer",
+        "convention": "NIfTI (X, Y, Z, 1, 3), intent 1007 (vector); moved(p) = moving(p + d(p)); "
+        + ("ITK reads no sheared grid: use transform.h5" if domain.sheared else "reads unchanged in ITK, ANTs, Slicer"),
         "grid": {"of": "fixed image", "shape": list(domain.shape), "affine_ras": [list(r) for r in domain.affine]},
     }

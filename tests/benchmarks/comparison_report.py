@@ -104,6 +104,27 @@ def family_table(rows: Sequence[Row], family: str) -> str:
     return f"### {FAMILIES[family]}\n\n" + table(head, lines).replace("nan", "-") + "\n"
 
 
+def overview(rows: Sequence[Row]) -> str:
+    """One line a tool: the deciding error of each family where it ran on all pairs, and its CPU seconds there."""
+    families = [f for f in FAMILIES if any(r["family"] == f for r in rows)]
+    pairs = {f: {r["pair"] for r in rows if r["family"] == f} for f in families}
+    lines = []
+    for (tool, setting), own in groups(rows).items():
+        if tool.startswith("medinr") and setting != "preset":
+            continue
+        here = {f: [r for r in own if r["family"] == f] for f in families}
+        cells = []
+        for family, found in here.items():
+            column = errors(family)[0]
+            whole = {r["pair"] for r in found if column in r} == pairs[family]
+            cells.append(number(mean_over_pairs(found, column), column) if whole else "")
+        if any(cells):
+            seconds = [mean_over_pairs(found, "cpu_seconds") for found in here.values() if found]
+            lines.append([tool, *cells, f"{min(seconds):.0f} to {max(seconds):.0f}"])
+    head = ["tool", *(f"{f}, {NAMES[errors(f)[0]]}" for f in families), "CPU s"]
+    return "### In short\n\n" + table(head, lines) + "\n"
+
+
 def settings_table(rows: Sequence[Row]) -> str:
     """Every setting on the deciding tuning pairs, and which was chosen for MR and for CT."""
     deciding = [p for group in DECIDING.values() for p in group]
@@ -143,6 +164,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["tuning", "test", "both"], default="test")
     given = parser.parse_args()
     rows = latest(read_rows(given.rows))
+    print(overview(used(rows, given.split)))
     print(settings_table(rows))
     for family in FAMILIES:
         print(family_table(used(rows, given.split), family), end="")

@@ -10,6 +10,7 @@ from medinr import cli, io
 from medinr.commands.apply import load_transform
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.dense import evaluate_dense
+from medinr.fields.stored import StoredTransform
 from medinr.fields.transform import Transform
 from medinr.space import Domain, transform_points
 from tests.medinr import pairs
@@ -219,3 +220,16 @@ def test_a_matrix_in_text(folder: Path, tmp_path: Path) -> None:
     medinr.apply(tmp_path / "a.txt", tmp_path, points=folder / "points.csv")
     gap = io.read_points(tmp_path / "points.csv") - io.read_points(folder / "points.csv")
     assert (gap - torch.tensor([5.0, 0, -2])).abs().max() < 1e-5
+
+
+def test_inverse_of_a_field_of_a_micrometre(tmp_path: Path) -> None:
+    """To a hundredth of a voxel, however small it is."""
+    domain = Domain.of((24, 24, 24), torch.diag(torch.tensor([1e-3, 1e-3, 1e-3, 1.0])).numpy())
+    world = transform_points(domain.voxel_to_world, domain.voxels().double())
+    field = (3e-3 * torch.sin(world / 6e-3)).reshape(*domain.shape, 3)
+    io.write_displacement(tmp_path / "d.nii.gz", field, domain)
+    transform = StoredTransform(tmp_path / "d.nii.gz")
+    points = 1e-3 * (8 + 8 * torch.rand(100, 3, generator=torch.Generator().manual_seed(0)).double())
+    found, _ = transform.inverse(points)
+    assert (transform(found) - points).norm(dim=1).max() < 1.01e-5
+    assert (found - points).norm(dim=1).mean() > 1e-3, "it must move"

@@ -1,5 +1,6 @@
 """The command line: its help, and one line with exit code 2 for every mistake."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,15 @@ def test_program_errors_are_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cli, "dispatch", broken)
     with pytest.raises(KeyError, match="a bug"):
         run("check", "x")
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    program = "import sys; from medinr.cli import main; sys.exit(main(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 def test_interrupt_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from medinr import io
-from medinr.errors import UserError
+from medinr.commands.checks import REGISTER_WRITES, check_inputs_stay
+from medinr.errors import RegistrationWarning, UserError
+from medinr.fields import Transform
 from medinr.fields.dense import evaluate_dense
 from medinr.io.exports import learn2reg_name
 from medinr.io.listing import LISTING, listed
-from medinr.results import evaluate, write_results
+from medinr.results import evaluate, inverse_displacement, write_results
 from medinr.space import transform_points
-from tests.medinr import pairs
+from tests.medinr import grids, pairs
 
 
 def test_every_form_is_the_transform(tmp_path: Path) -> None:
@@ -79,6 +81,40 @@ def test_results_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
     assert gone.isdisjoint(listed(out)) and (out / "displacement.nii.gz").exists()
     for name in ("affine.tfm", "inverse_displacement_of_mine.nii.gz", "../outside.txt", "link.txt", "figures"):
         assert (out / name).exists(), name
+
+
+def test_results_of_an_earlier_run_are_no_input_of_the_next(tmp_path: Path) -> None:
+    """They would be removed as old."""
+    pair, method, out = pairs.pair(), pairs.plain_method(), tmp_path / "out"
+    write_results(out, method, pair, evaluate(method.transform(), pair), formats=("l2r",))
+    (out / "mine.nii.gz").write_text("the user's own")
+    for name in ("disp_fixed_moving.nii.gz", "figures/registration.png"):
+        with pytest.raises(UserError, match=f"overwrite no input, found .*{name}"):
+            check_inputs_stay(out, [None, [out / "mine.nii.gz", out / name]], "")
+    check_inputs_stay(out, [3, "affine", out / "mine.nii.gz", tmp_path], REGISTER_WRITES)
+    (out / "warped_channel2.nii.gz").write_text("the user's own")
+    with pytest.raises(UserError, match="warped_channel2"):
+        check_inputs_stay(out, [out / "warped_channel2.nii.gz"], REGISTER_WRITES)
+
+
+@pytest.mark.parametrize("space", ["ras", "lps", "voxel"])
+def test_moved_points_are_in_the_frame_of_those_given(tmp_path: Path, space: io.PointsSpace) -> None:
+    domain = grids.domain("oblique")
+    pair, method = pairs.pair(moving_domain=domain), pairs.plain_method()
+    assert pair.fixed_points is not None
+    transform = method.transform()
+    write_results(tmp_path, method, pair, evaluate(transform, pair), points_space=space)
+    moved = io.read_points(tmp_path / "moved_points.csv", space, domain)
+    assert (moved - transform(pair.fixed_points)).norm(dim=1).max() < 1e-4
+
+
+def test_voxels_without_an_inverse_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_inverse(self: Transform, world: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return world, torch.linspace(0, 0.2, len(world))
+
+    monkeypatch.setattr(Transform, "inverse", no_inverse)
+    with pytest.warns(RegistrationWarning, match=r"16384 of 32768 voxels \(50 %\) have none within 0\.1 mm"):
+        inverse_displacement(pairs.plain_method().transform(), pairs.CUBE)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"files": ["a.txt"]}', '{"written_by": "medinr", "files": 3}'])

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from medinr.errors import UserError
+from medinr.errors import RegistrationWarning, UserError
 from medinr.io import as_image, read_image, read_labels, read_mask, write_image
 from medinr.space import Domain, Image
 from tests.medinr import grids
@@ -201,6 +202,48 @@ def test_a_mask_may_differ_by_rounding(tmp_path: Path) -> None:
     nearly = AFFINE.copy()
     nearly[:3, 3] += 2e-3
     assert read_mask(save(tmp_path / "m.nii", np.ones(grids.SHAPE, np.uint8), nearly), DOMAIN).all()
+
+
+def test_where_it_lies_is_asked_in_voxels(tmp_path: Path) -> None:
+    """Of voxels of a micrometre, half of one is no rounding."""
+    small, moved = np.diag([1e-3, 1e-3, 1e-3, 1.0]), np.diag([1e-3, 1e-3, 1e-3, 1.0])
+    moved[0, 3] = 5e-4
+    domain = Domain.of(grids.SHAPE, small)
+    assert read_mask(save(tmp_path / "m.nii", np.ones(grids.SHAPE, np.uint8), small), domain).all()
+    with pytest.raises(UserError, match="affine of its image"):
+        read_mask(save(tmp_path / "m.nii", np.ones(grids.SHAPE, np.uint8), moved), domain)
+
+
+def header_of(sform: int, qform: int, unit: str, flip: bool) -> nib.nifti1.Nifti1Image:
+    image = nib.nifti1.Nifti1Image(values(), np.eye(4))
+    image.set_sform(np.eye(4), code=sform)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) if flip else np.eye(4), code=qform)
+    image.header.set_xyzt_units(unit)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ((0, 0, "mm", False), "neither sform nor qform"),
+        ((1, 1, "mm", True), "different orientations; the sform counts"),
+        ((1, 1, "micron", False), "lengths in microns; they are taken as mm"),
+        ((1, 0, "meter", False), "lengths in meters"),
+    ],
+)
+def test_a_doubtful_header_is_told(tmp_path: Path, header: tuple[int, int, str, bool], said: str) -> None:
+    header_of(*header).to_filename(tmp_path / "a.nii.gz")
+    with pytest.warns(RegistrationWarning, match=said) as told:
+        read_image(tmp_path / "a.nii.gz")
+    assert len(told) == 1 and "a.nii.gz" in str(told[0].message)
+
+
+@pytest.mark.parametrize("header", [(1, 1, "mm", False), (0, 1, "mm", True), (2, 0, "unknown", True)])
+def test_a_usual_header_is_not(tmp_path: Path, header: tuple[int, int, str, bool]) -> None:
+    header_of(*header).to_filename(tmp_path / "a.nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / "a.nii.gz")
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
