@@ -20,6 +20,7 @@ from medinr.commands.checks import REGISTER_WRITES, check_device, check_inputs_s
 from medinr.commands.pairs import check_overlap, make_pair, sliding_regions
 from medinr.commands.presets import (
     ACROSS_CONTRASTS,
+    BOTH_WAYS_VOXELS,
     ON_GRIDS,
     PRESETS,
     SIMILARITIES,
@@ -122,7 +123,7 @@ def register(
             (MIND-SSC) for images of different contrast. Default: the preset's.
         preset: ``fast``, ``accurate``, or ``multimodal``: as accurate, with the similarity of that name. The latter two
             fit the lattices in both directions, as with ``uncertainty``, where the images show different bodies
-            (`Refinement.agreement`) and nothing slides.
+            (`Refinement.agreement`), nothing slides, and the fixed image has at most 2 million voxels.
         init: ``none``, ``rigid``, ``affine``, or a file with a transform from fixed to moving: 4 x 4 numbers (RAS mm),
             or one of ITK, ANTs or Slicer (.tfm, .txt, .mat, .h5), or a displacement field (5-D NIfTI, Learn2Reg). What
             is not linear in it is where the lattice starts.
@@ -192,7 +193,8 @@ def register(
         forward.begin_at(residual, pair.domain)
     both = uncertainty
     if not both and PRESETS[preset].both_ways and isinstance(forward, RefinedRegistration):
-        both = regions == 1 and residual is None and unlike(forward.refinement, pair, device)
+        affordable = regions == 1 and residual is None and pair.domain.n_voxels <= BOTH_WAYS_VOXELS
+        both = affordable and unlike(forward.refinement, pair, device)
     method: RegistrationModule = CycleConsistentRegistration(forward, unit="voxel") if both else forward
     steps = sum(forward.steps) if isinstance(forward, RefinedRegistration) else PRESETS[preset].steps
     step, interrupted = fit(method, pair, steps, device, progress, keep_interrupted)

@@ -13,7 +13,7 @@ from medinr import jets
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.base import Field, computed_once, in_chunks
 from medinr.fields.lattice import SplineField
-from medinr.fields.maps import Composition, Map
+from medinr.fields.maps import Composition, Map, check_displacement
 from medinr.fields.table import MOST_NODES, Table, even_lines
 from medinr.fields.transform import Transform
 from medinr.jets import Jet
@@ -98,6 +98,7 @@ class Flow(Map):
 
     def __init__(self, velocity: Field, steps: int | Literal["auto"] = "auto", scheme: Scheme = "rk4") -> None:
         super().__init__()
+        check_displacement("velocity", velocity)
         if velocity.in_features != 3 or velocity.out_features != 3:
             raise UserError(
                 f"velocity: expected a field from 3 to 3, found {velocity.in_features} to {velocity.out_features}"

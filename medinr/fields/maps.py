@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medinr import jets
+from medinr.errors import UserError
 from medinr.fields.base import Field, computed_once, in_chunks, values_at
 from medinr.jets import Jet
 from medinr.types import Points
@@ -88,6 +89,16 @@ class Composition(Map):
         return self.outer.jet(self.inner.jet(jet, context), context)
 
 
+def check_displacement(name: str, field: Field) -> None:
+    """Refuse a map as a part of another field: there x + u(x) would be taken for a displacement.
+
+    Raises:
+        UserError: names the argument.
+    """
+    if isinstance(field, Map):
+        raise UserError(f"{name}: expected a field of displacements, got the map {type(field).__name__}")
+
+
 class Composed(Field):
     """The displacement of one map after another, u(x) = v(x) + w(x + v(x)): id + u = (id + w) o (id + v).
 
@@ -103,9 +114,10 @@ class Composed(Field):
 
     def __init__(self, inner: Field, outer: Field) -> None:
         super().__init__()
-        for field in (inner, outer):
-            if isinstance(field, Map) or (field.in_features, field.out_features) != (3, 3):
-                raise ValueError(f"expected displacements from 3 to 3, got {type(field).__name__}")
+        for name, field in (("inner", inner), ("outer", outer)):
+            check_displacement(name, field)
+            if (field.in_features, field.out_features) != (3, 3):
+                raise ValueError(f"{name}: expected a field from 3 to 3, got {type(field).__name__}")
         self.inner, self.outer = inner, outer
         self.conditions = max(inner.conditions, outer.conditions)
         self.in_pieces = inner.in_pieces or outer.in_pieces
@@ -130,6 +142,8 @@ class Sum(Field):
 
     def __init__(self, one: Field, other: Field) -> None:
         super().__init__()
+        check_displacement("one", one)
+        check_displacement("other", other)
         if (one.in_features, one.out_features) != (other.in_features, other.out_features):
             raise ValueError(
                 f"a sum needs fields of the same dimensions, got {one.in_features} to {one.out_features} "

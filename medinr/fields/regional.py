@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medinr import jets
 from medinr.fields.base import Field
-from medinr.fields.maps import as_map
+from medinr.fields.maps import as_map, check_displacement
 from medinr.fields.transform import Transform
 from medinr.jets import Jet
 from medinr.sampling import nearest
@@ -37,7 +37,10 @@ class Regional(Field):
         super().__init__()
         if len(parts) < 2:
             raise ValueError(f"parts: expected a field for each of two or more regions, got {len(parts)}")
+        for i, part in enumerate(parts):
+            check_displacement(f"parts.{i}", part)
         self.parts = nn.ModuleList(parts)
+        self.conditions = max(part.conditions for part in parts)
         self.in_features, self.out_features = parts[0].in_features, parts[0].out_features
         self.register_buffer("labels", torch.zeros(1, 1, 1, dtype=torch.uint8))
         self.register_buffer("to_voxel", torch.eye(4))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medinr.fields.base import Field, values_at
 from medinr.fields.lattice import SplineField
-from medinr.fields.maps import Map
+from medinr.fields.maps import check_displacement
 from medinr.types import Points
 
 
@@ -35,8 +35,7 @@ class SINR(SplineField):
     """
 
     def __init__(self, network: Field, spacing: float = 2.0, unit: Literal["mm", "voxel"] = "mm") -> None:
-        if isinstance(network, Map):  # x + u(x) at the control points would be a spline of twice the motion
-            raise ValueError(f"network: expected a field of displacements, got the map {type(network).__name__}")
+        check_displacement("network", network)
         if network.in_features != 3:
             raise ValueError(f"network: expected a field of 3 coordinates, got {network.in_features}")
         super().__init__((spacing,), network.out_features, 1.0, unit)

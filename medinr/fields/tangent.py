@@ -10,7 +10,7 @@ from medinr import jets
 from medinr.errors import RegistrationWarning, UserError
 from medinr.fields.base import Field, in_chunks
 from medinr.fields.centreline import EXTENSION, Centreline, read_centreline
-from medinr.fields.maps import DisplacementMap, Map, Sum
+from medinr.fields.maps import DisplacementMap, Map, Sum, check_displacement
 from medinr.fields.tube import TubeCoordinates, columns, smooth_step_rule
 from medinr.jets import Jet
 from medinr.space import Domain
@@ -68,6 +68,7 @@ class TangentField(Field):
         blend: float = 0.25,
     ) -> None:
         super().__init__()
+        check_displacement("network", network)
         if network.in_features != 3 or network.out_features != 3:
             raise ValueError(f"network: expected 3 to 3, got {network.in_features} to {network.out_features}")
         for name, value in (("diameter_mm", diameter_mm), ("blend", blend)):

@@ -241,7 +241,7 @@ def nifti_values(image: Any, name: str) -> NDArray[Any]:
 
 def _check_sum(name: str | None) -> None:
     """Read a compressed file to its end, where its checksum is: nibabel stops before, and sees no damage."""
-    if name is not None and name.endswith(".gz"):
+    if name is not None and name.endswith(".gz") and Path(name).is_file():
         with gzip.open(name) as stream:
             while stream.read(1 << 24):
                 pass

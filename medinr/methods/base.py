@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import Field, Transform, as_map
+from medinr.fields import Field, TangentField, Transform, as_map
 from medinr.losses import OwnCoordinates, Regularizer, Similarity
 from medinr.methods.levels import Level, Window, pyramid, robust_windows, samplers
 from medinr.methods.method import Group, share_of_rate
@@ -52,6 +52,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
             others are drawn where patches of the fixed image are not constant. 1: all from the whole grid.
     """
 
+    takes_condition: ClassVar[bool] = False
+    """Whether the field is read at a condition."""
+
     def __init__(
         self,
         field: Field,
@@ -82,6 +85,11 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
             raise UserError(f"landmark_weight: expected 0 or more, got {landmark_weight}")
         if not 0 <= background <= 1:
             raise UserError(f"background: expected a share of the points in [0, 1], got {background}")
+        if field.conditions and not self.takes_condition:
+            raise UserError(
+                f"field: expected one without a condition, got {type(field).__name__} of {field.conditions}; give it "
+                "to ConditionedRegistration"
+            )
         self.map = as_map(field)
         self.similarity = similarity
         self.regularizers = nn.ModuleDict(regularizers or {})
@@ -105,6 +113,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
         windows: list[list[Window]] = [
             [self.window] * len(i.data) if self.window else robust_windows(i) for i in (pair.fixed, pair.moving)
         ]
+        own = any(isinstance(r, OwnCoordinates) for r in self.penalties.values())
+        if own and pair.domain.in_plane is not None and any(isinstance(m, TangentField) for m in self.map.modules()):
+            raise UserError(f"regularizers: OwnCoordinates expects volumes, found the single slice {pair.name}")
         self.remember(pair.domain, pair.start, [w for image in windows for w in image])
         self.pair = pair
         self.levels = pyramid(pair, windows, self.pyramid_mm)

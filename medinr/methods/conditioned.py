@@ -49,6 +49,8 @@ class ConditionedRegistration(RegistrationMethod):
 
     low = 1e-4
 
+    takes_condition = True
+
     def __init__(
         self,
         field: Field,
@@ -80,6 +82,8 @@ class ConditionedRegistration(RegistrationMethod):
             field, similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter,
             use_mask, use_moving_mask, scale, landmark_weight, background,
         )  # fmt: skip
+        if points < alphas:
+            raise UserError(f"points: expected at least one for each of {alphas} alphas, got {points}")
         missing = [name for name in conditioned if name not in regularizers]
         if missing or not conditioned:
             raise UserError(f"conditioned: expected names among {sorted(regularizers)}, got {list(conditioned)}")
@@ -125,7 +129,7 @@ class ConditionedRegistration(RegistrationMethod):
 
     def loss_at(self, batch: Points, conditions: Sequence[Tensor | None]) -> dict[str, Scalar]:
         totals: dict[str, list[Scalar]] = {}
-        for x, alpha in zip(batch.chunk(self.alphas), conditions, strict=True):
+        for x, alpha in zip(batch.tensor_split(self.alphas), conditions, strict=True):
             assert alpha is not None
             data, raw = self.terms(x, alpha)
             terms = self.weigh(data, raw)

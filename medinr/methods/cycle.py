@@ -121,7 +121,7 @@ class CycleConsistentRegistration(RegistrationModule):
         out, into = torch.linalg.inv(into).to(x), into.to(x)
         mm = first.domain.normalised_to_world[:3, :3].to(x)
         squares = []
-        for some, condition in zip(x.chunk(len(conditions)), conditions, strict=True):
+        for some, condition in zip(x.tensor_split(len(conditions)), conditions, strict=True):
             y = transform_points(into, some + first.motion.displacement(some, condition))
             back = transform_points(out, y + second.motion.displacement(y, condition))
             squares.append(((back - some) @ mm.T).square().sum(-1))

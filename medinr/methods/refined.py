@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from medinr.data.pair import Pair
 from medinr.errors import UserError
 from medinr.fields import Composed, CubicLattice, Field, Map, Regional, RegionalTransform, Sum, Transform, as_map
+from medinr.fields.maps import check_displacement
 from medinr.fields.planar import within
 from medinr.fields.table import Table, even_lines
-from medinr.losses import Regularizer, Similarity
+from medinr.losses import LocalNCC, Regularizer, Similarity
 from medinr.losses.volumes import VolumeNCC
 from medinr.methods.base import RegistrationMethod
 from medinr.methods.grids import Grid, barrier_on_grid, bending_on_grid, carried, compare_on_grid, make_grid, voxel_mm
@@ -71,8 +73,11 @@ class RefinedRegistration(RegistrationMethod):
         background: float = 0.1,
         regions: int = 1,
     ) -> None:
-        if isinstance(field, Map):  # the lattice is added to a displacement: x + u(x) would enter the sum as u
-            raise UserError(f"field: expected a field of displacements, got the map {type(field).__name__}")
+        if field is not None:
+            check_displacement("field", field)
+        elif regularizers or not isinstance(similarity, LocalNCC):
+            told = "similarity and regularizers are the network's: with field null they do nothing"
+            warnings.warn(told, stacklevel=2)
         if regions < 1 or (regions > 1 and (field is not None or len(refinement.shrinks) < 2)):
             raise UserError(
                 f"regions: expected 1, or more with field null and two or more stages, got {regions} with "

@@ -17,7 +17,7 @@ from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import MLP, SIREN, HarmonizedSIREN, Sum
+from medinr.fields import MLP, SIREN, Sum
 from medinr.fields.batched import BatchedSIREN, batched_seed
 from medinr.losses import NCC, Barrier, Bending, Diffusion, Regularizer
 from medinr.methods import PairRegistration, batched, load_method
@@ -241,7 +241,6 @@ class Stop(lightning.Callback):
 
 REFUSED = {
     "network": ([PairRegistration(MLP(), NCC())], "expected plain SIREN networks in a batch, found MLP"),
-    "harmonised": ([PairRegistration(HarmonizedSIREN(1), NCC())], "found HarmonizedSIREN"),
     "sum": ([PairRegistration(Sum(SIREN(), SIREN()), NCC())], "found Sum"),
     "two shapes": (
         [PairRegistration(SIREN(hidden=(8,)), NCC()), PairRegistration(SIREN(hidden=(9,)), NCC())],

@@ -13,6 +13,7 @@ from medinr.commands.presets import PRESETS, Preset
 from medinr.commands.register import fit
 from medinr.errors import UserError
 from medinr.fields import SIREN, CubicLattice, CycleTransform, HarmonizedSIREN, Transform, as_map
+from medinr.fields.cycle import TabulatedCycle
 from medinr.fields.dense import evaluate_dense
 from medinr.losses import MSE, NCC, Barrier, Bending, LocalNCC
 from medinr.methods import (
@@ -23,7 +24,7 @@ from medinr.methods import (
     Refinement,
     load_method,
 )
-from medinr.results import evaluate, write_results
+from medinr.results import evaluate, uncertainty_metrics, write_results
 from medinr.space import transform_points
 from tests.medinr import pairs
 
@@ -95,14 +96,14 @@ def test_order_of_the_inverse() -> None:
     truth = Inverse(back, torch.zeros(3))(p)
     direction = torch.tensor([1.0, -0.7, 0.4]).double()
     errors: dict[str, list[float]] = {}
-    for size in (8.0, 4.0):
+    for size in (4.0, 2.0):
         ahead = Inverse(back, size * direction)
         for inference in ("first-order", "second-order", "newton"):
             both = CycleTransform(ahead, back, inference)  # type: ignore[arg-type]
             found = ahead(p) + both.offset(p)
             errors.setdefault(inference, []).append((found - truth).norm(dim=1).mean().item())
     assert 3.2 < errors["first-order"][0] / errors["first-order"][1] < 4.8
-    assert 6.4 < errors["second-order"][0] / errors["second-order"][1] < 10
+    assert 7.4 < errors["second-order"][0] / errors["second-order"][1] < 9, "6.6 with d in place of v in H[v, v]"
     assert errors["second-order"][1] < 0.25 * errors["first-order"][1]
     assert max(errors["newton"]) < 0.01
 
@@ -128,6 +129,24 @@ def test_a_folded_backward_map_is_uncertain_but_never_absurd(inference: Any) -> 
     fallen_back = torch.isclose(offset, gap @ torch.linalg.inv(both.back.start[:3, :3]).T).all(dim=1)
     assert ((left <= gap.norm(dim=1) + 1e-3) | fallen_back).all()
     assert fallen_back.any() or inference == "newton"
+
+
+def test_tables_are_judged_where_the_backward_map_is_determined() -> None:
+    """F moves by 30 mm: what lands beyond the moving image is not asked."""
+    both = CycleTransform(shift([30.0, 0, 0]), shift([-30.0, 0, 0]))
+    x = torch.linspace(-45, 45, 7).double()
+    p = torch.stack((x, torch.zeros(7), torch.zeros(7)), dim=1)
+    assert both.judged(p).tolist() == (x + 30 <= 46.5).tolist()
+    assert 0 < int(both.judged(p).sum()) < 7
+
+
+def test_the_inverse_by_tables_is_that_of_the_map_itself() -> None:
+    back = wavy(0.05)
+    both = CycleTransform(shift([2.0, 0, 0]), back)
+    rough = shift([0.0, 3.0, 0])  # stands for a table that is far from exact
+    p = pairs.points(half_mm=20)
+    found, _ = TabulatedCycle(both, both.ahead, rough)._inverted(p, both.ahead(p))
+    assert (back(found) - p).norm(dim=1).max() < 0.011
 
 
 class Flattening(Transform):
@@ -210,6 +229,25 @@ def test_the_start_takes_no_part_in_the_gap() -> None:
     assert torch.allclose(method.transform()(p), transform_points(start, p), atol=1e-3)
 
 
+def test_the_gap_of_two_shifts_beyond_a_start() -> None:
+    """B(F(p)) = p + u + A^-1 w and F(B(q)) = q + w + A u, A the linear part of the start."""
+    pair, start = pairs.pair(), EYE.clone()
+    start[:3, :3] = torch.tensor([[0.9, -0.3, 0], [0.3, 0.9, 0], [0, 0, 1.2]])
+    start[:3, 3] = torch.tensor([5.0, -3, 2])
+    method = CycleConsistentRegistration(plain(), weight=1.0)
+    method.attach(type(pair)(**{**vars(pair), "start": start}))
+    u, w = torch.tensor([3.0, 0, 1]), torch.tensor([-1.0, 2, 0])
+    for part, mm in ((method.ahead, u), (method.back, w)):
+        pairs.gentle(part.map.field, 0.0)  # type: ignore[arg-type]
+        with torch.no_grad():
+            part.map.field.head.bias.copy_(mm / pairs.CUBE.unit_mm)  # type: ignore[union-attr]
+    linear = start[:3, :3].float()
+    there, back = u + torch.linalg.inv(linear) @ w, w + linear @ u
+    assert abs(float(there.square().sum() - back.square().sum())) > 0.5, "each direction counts"
+    expected = float(there.square().sum() + back.square().sum())
+    assert method.objective(method.draw())["cycle"].item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_each_direction_draws_from_its_own_mask() -> None:
     pair = pairs.pair()
     masks = [torch.zeros(pairs.CUBE.shape, dtype=torch.bool) for _ in range(2)]
@@ -251,6 +289,15 @@ def test_cycle_term_lowers_the_gap() -> None:
         fit(method, pairs.pair(), 60)
         gaps[weight] = method.transform().offset(pairs.points()).norm(dim=1).mean().item()
     assert gaps[1e-2] < 0.6 * gaps[0.0]
+
+
+@pytest.mark.parametrize(("trust", "trusted"), [(94.0, 0.0), (96.0, 1.0)])
+def test_the_flag_looks_at_the_95th_percentile_of_the_region(trust: float, trusted: float) -> None:
+    one = shift([1.0, 0, 0])
+    volume = torch.stack((torch.arange(101.0), torch.full((101,), 1e3)))
+    found = uncertainty_metrics(volume, volume < 1e3, CycleTransform(one, one, trust_mm=trust))
+    expected = {"uncertainty/mean_mm": 50.0, "uncertainty/p95_mm": 95.0, "uncertainty/trusted": trusted}
+    assert found == pytest.approx(expected)
 
 
 def test_results_carry_the_uncertainty(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Early stopping at a bound of folding: what is kept, when it ends, and fits that go on."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from medinr.commands.quiet import quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.fields import CubicLattice
+from medinr.fields import CubicLattice, Transform
 from medinr.losses import NCC
 from medinr.methods import VolumeRegistration
 from medinr.results import evaluate
+from medinr.space import transform_points
 from tests.medinr import pairs
 
 STEPS = 30
@@ -75,6 +77,29 @@ def test_the_last_state_within_the_bound_is_the_result() -> None:
     assert found.pair is not None
     metrics = evaluate(found.transform(), found.pair).metrics
     assert metrics["folding/percent"] == pytest.approx(bound.folding(found), abs=1.0)
+
+
+def test_folding_is_that_of_the_mask() -> None:
+    """A lattice that folds on one side alone: x -> -x where x > 0, say."""
+
+    class Half(Transform):
+        def jacobian(self, world: torch.Tensor) -> torch.Tensor:
+            found = super().jacobian(world)
+            found[world[:, 0] > 0, 0] *= -1
+            return found
+
+    method = noisy()
+    pair = method.pair
+    assert pair is not None
+    method.attach(pair)
+    half = Half(method.map, method.domain, method.start)
+    method.transform = lambda context=None: half  # type: ignore[method-assign]
+    left = transform_points(pair.domain.voxel_to_world, pair.domain.voxels().double())[:, 0] < -3
+    found = []
+    for mask in (None, left.reshape(pair.domain.shape), ~left.reshape(pair.domain.shape)):
+        method.pair = replace(pair, fixed_mask=mask)
+        found.append(FoldingBound(points=2000).folding(method))
+    assert 40 < found[0] < 60 and found[1] == 0 and found[2] > 80
 
 
 @pytest.mark.parametrize("cut", [2, 6])

@@ -65,3 +65,5 @@ def test_accurate_fits_both_ways_where_the_images_show_different_bodies(monkeypa
     )
     one = medinr.register(pair.fixed, pair.moving, similarity="ncc", **given)
     assert isinstance(one.method, PairRegistration), "a network is fitted in one direction"
+    monkeypatch.setattr("medinr.commands.register.BOTH_WAYS_VOXELS", pair.domain.n_voxels - 1)
+    assert isinstance(medinr.register(pair.fixed, pair.moving, **given).method, RefinedRegistration), "too large"
