@@ -4,6 +4,7 @@ import itertools
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from medinr.commands.presets import (
 from medinr.commands.quiet import noted, quiet
 from medinr.data.base import step_loader
 from medinr.data.pair import Pair
-from medinr.errors import UserError
+from medinr.errors import RegistrationWarning, UserError
 from medinr.fields import Transform
 from medinr.io import PointsSpace
 from medinr.losses import LocalNCC
@@ -242,7 +244,10 @@ def initial(pair: Pair, init: str, seed: int = 0, multimodal: bool = False) -> t
         windows = [(0.0, 1.0) if len(i.data) > 1 else robust_window(i) for i in (fixed, moving)]
         masks = (pair.fixed_mask, pair.moving_mask)
         return find_start(fixed, moving, init, windows, *masks, multimodal=multimodal, seed=seed), None  # type: ignore[arg-type]
-    return io.read_start(init, pair.domain)
+    matrix, residual = io.read_start(init, pair.domain)
+    if float(torch.linalg.det(matrix[:3, :3])) < 0:
+        warnings.warn(f"--init {init}: it mirrors the image; is it of these two?", RegistrationWarning, stacklevel=2)
+    return matrix, residual
 
 
 def fit(

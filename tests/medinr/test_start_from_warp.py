@@ -1,5 +1,6 @@
 """`--init` with displacements: the lattice starts where another registration, or another program, has ended."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 import medinr
 from medinr import io
 from medinr.commands.presets import PRESETS, Preset
+from medinr.commands.register import initial
 from medinr.errors import UserError
 from medinr.fields import CubicLattice
 from medinr.methods import Refinement
@@ -58,3 +60,13 @@ def test_a_network_refuses_displacements(tmp_path: Path, monkeypatch: pytest.Mon
     start = written_truth(tmp_path / "truth.nii.gz")
     with pytest.raises(UserError, match="expected a linear transform with --similarity ncc"):
         medinr.register(pair.fixed, pair.moving, preset="fast", similarity="ncc", init=str(start), device="cpu")
+
+
+@pytest.mark.parametrize(("side", "told"), [(-1.0, 1), (1.0, 0)])
+def test_a_start_that_mirrors_is_told(tmp_path: Path, side: float, told: int) -> None:
+    (tmp_path / "start.txt").write_text(f"{side} 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        matrix, residual = initial(pairs.pair(), str(tmp_path / "start.txt"))
+    assert float(matrix[0, 0]) == side and residual is None
+    assert ["it mirrors the image" in str(w.message) for w in found] == [True] * told
