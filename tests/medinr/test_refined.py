@@ -110,6 +110,24 @@ def test_units_of_the_spacing_and_another_domain() -> None:
 # -- stages --------------------------------------------------------------------------------------------------------
 
 
+def test_weights_multiply_their_terms() -> None:
+    """Of a folded lattice, in the last stage: both weights tripled triple both terms, and leave the similarity."""
+    found = []
+    for factor in (1.0, 3.0):
+        torch.manual_seed(0)
+        one = method(refinement={"bending": 2.0 * factor, "barrier": 10.0 * factor, "composed": False})
+        one.attach(pairs.pair())
+        for level in one.lattices[0].levels:
+            torch.nn.init.normal_(level, 0, 0.1)
+        one._trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_step=30, estimated_stepping_batches=35, log_every_n_steps=10**9
+        )
+        found.append({k: v.item() for k, v in one.refine().items()})
+    once, thrice = found
+    assert once["barrier"] > 0.01 and once["bending"] > 0.01
+    assert thrice == pytest.approx({k: v * (1 if k == "similarity" else 3) for k, v in once.items()})
+
+
 @pytest.mark.parametrize(
     ("network", "total", "want"),
     [
