@@ -118,7 +118,7 @@ def test_weights_multiply_their_terms() -> None:
         one = method(refinement={"bending": 2.0 * factor, "barrier": 10.0 * factor, "composed": False})
         one.attach(pairs.pair())
         for level in one.lattices[0].levels:
-            torch.nn.init.normal_(level, 0, 0.1)
+            torch.nn.init.normal_(level, 0, 1.0)
         one._trainer = SimpleNamespace(  # type: ignore[assignment]
             global_step=30, estimated_stepping_batches=35, log_every_n_steps=10**9
         )
