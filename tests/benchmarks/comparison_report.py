@@ -109,9 +109,11 @@ def overview(rows: Sequence[Row]) -> str:
     families = [f for f in FAMILIES if any(r["family"] == f for r in rows)]
     pairs = {f: {r["pair"] for r in rows if r["family"] == f} for f in families}
     lines = []
+    by_tool: dict[str, list[Row]] = {}
     for (tool, setting), own in groups(rows).items():
-        if tool.startswith("medinr") and setting != "preset":
-            continue
+        if setting == "preset" or not tool.startswith("medinr"):
+            by_tool.setdefault(tool, []).extend(own)
+    for tool, own in by_tool.items():
         here = {f: [r for r in own if r["family"] == f] for f in families}
         cells = []
         for family, found in here.items():
