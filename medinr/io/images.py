@@ -219,9 +219,12 @@ def load_sitk(file: Path) -> Any:
 def load_nifti(file: Path) -> Any:
     """The nibabel image of a NIfTI file, its voxels not read yet."""
     try:
-        return nib.loadsave.load(file)
+        image = nib.loadsave.load(file)
     except UNREADABLE as error:
         raise _unreadable(str(file), "NIfTI", error) from error
+    if not isinstance(image, nib.nifti1.Nifti1Pair):
+        raise UserError(f"{file}: expected a NIfTI volume, found a {type(image).__name__}; give an image of voxels")
+    return image
 
 
 def nifti_values(image: Any, name: str) -> NDArray[Any]:

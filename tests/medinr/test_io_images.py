@@ -204,6 +204,14 @@ def test_a_mask_may_differ_by_rounding(tmp_path: Path) -> None:
     assert read_mask(save(tmp_path / "m.nii", np.ones(grids.SHAPE, np.uint8), nearly), DOMAIN).all()
 
 
+def test_a_surface_is_no_volume(tmp_path: Path) -> None:
+    brain = nib.cifti2.BrainModelAxis.from_mask(np.ones((2, 2, 2)), affine=np.eye(4), name="thalamus_left")
+    axes = nib.cifti2.ScalarAxis(["one"]), brain
+    nib.cifti2.Cifti2Image(np.ones((1, 8)), header=axes).to_filename(tmp_path / "a.dscalar.nii")
+    with pytest.raises(UserError, match="expected a NIfTI volume, found a Cifti2Image"):
+        read_image(tmp_path / "a.dscalar.nii")
+
+
 def test_where_it_lies_is_asked_in_voxels(tmp_path: Path) -> None:
     """Of voxels of a micrometre, half of one is no rounding."""
     small, moved = np.diag([1e-3, 1e-3, 1e-3, 1.0]), np.diag([1e-3, 1e-3, 1e-3, 1.0])
