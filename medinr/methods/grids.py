@@ -10,13 +10,17 @@ from torch import Tensor
 from medinr import jets
 from medinr.data.pair import Pair
 from medinr.errors import UserError
-from medinr.losses.volumes import VolumeSimilarity, differences
+from medinr.losses.volumes import VolumeSimilarity, box_mean, differences
 from medinr.methods.levels import ENOUGH, Level, Window, pyramid
 from medinr.sampling import gaussian_smooth, informative, interpolate, nearest
 from medinr.space import Domain, transform_points
 from medinr.types import Mask, Matrix, Scalar
 
 SHARPNESS = 0.6
+SIGHT = 4
+"""A window counts by the share of its points that meet the moving image, to this power: where an image ends, windows
+compare with values that are not there. With a chest cut by 30 % the error within 20 mm of the cut falls from 3.0 to
+0.5 mm; whole windows alone leave a slab of few slices none (Dice 0.731 instead of 0.784)."""
 LEAST = 4
 """An axis keeps this many samples, however coarse the grid."""
 
@@ -188,24 +192,34 @@ def untouched(excluded: Tensor, radius: int) -> Tensor:
     return 1 - grown[0, 0]
 
 
-def carried(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Tensor, Tensor]:
-    """The moving image through id + u on a grid, u [X, Y, Z, 3]: values [C, X, Y, Z], and the weight of each window."""
+def carried(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Tensor, Tensor, Scalar]:
+    """The moving image through id + u on a grid, u [X, Y, Z, 3].
+
+    Returns:
+        values [C, X, Y, Z]; the weight of each window [X, Y, Z], less of those that reach beyond the moving image
+        (`SIGHT`); the overlap, the share of the grid's windows whose centre meets it.
+    """
     target = transform_points(to_moving, grid.points + u)
+    radius = grid.similarities[0].radius
     with torch.no_grad():
         upper = torch.tensor(grid.level.moving.shape[1:], device=u.device) - 0.5
-        weight = grid.weight * ((target >= -0.5) & (target <= upper)).all(-1)
+        inside = ((target >= -0.5) & (target <= upper)).all(-1)
+        weight = grid.weight * inside
         if moving_mask is not None:
             weight = weight * nearest(moving_mask, target)
         if grid.moving_exclude is not None:
-            weight = weight * untouched(nearest(grid.moving_exclude, target), grid.similarities[0].radius)
-    return interpolate(grid.level.moving, target), weight
+            weight = weight * untouched(nearest(grid.moving_exclude, target), radius)
+        overlap = weight.sum() / grid.weight.sum().clamp(min=1)
+        if radius and not bool(inside.all()):
+            weight = weight * box_mean(inside[None].float(), radius)[0] ** SIGHT
+    return interpolate(grid.level.moving, target), weight, overlap
 
 
 def compare_on_grid(grid: Grid, u: Tensor, to_moving: Matrix, moving_mask: Mask | None) -> tuple[Scalar, Scalar]:
     """Similarity of the images through id + u on a grid, u [X, Y, Z, 3]; and the overlap."""
-    moved, weight = carried(grid, u, to_moving, moving_mask)
+    moved, weight, overlap = carried(grid, u, to_moving, moving_mask)
     losses = [similarity(m, weight) for similarity, m in zip(grid.similarities, moved, strict=True)]
-    return torch.stack(losses).mean(), weight.sum() / grid.weight.sum().clamp(min=1)
+    return torch.stack(losses).mean(), overlap
 
 
 def bending_on_grid(u: Tensor, steps: Sequence[float]) -> Scalar:

@@ -204,7 +204,7 @@ class RefinedRegistration(RegistrationMethod):
                 regional.separate()
             grid, still = self._new_grid(stage, region)
             if stage and int(self.unlike[region]) < 0:
-                self.unlike[region] = int(self._agreement(grid, still, stage) < self._least_agreement)
+                self.unlike[region] = int(0 < self._least_agreement > self._agreement(grid, still, stage))
                 if int(self.unlike[region]):
                     grid, still = self._new_grid(stage, region)
             self._grid = (index, grid, still)
@@ -245,7 +245,7 @@ class RefinedRegistration(RegistrationMethod):
     def _agreement(self, grid: Grid, still: Tensor, stage: int) -> float:
         """Mean local NCC (or its square) on a grid, as the map is now; the best of the channels."""
         u = still + self.lattice.on_grid(grid.lines, self.refinement.levels(stage, grid.shrink))
-        moved, weight = carried(grid, self.whole(grid, u), self.to_moving_voxels, self.moving_mask)
+        moved, weight, _ = carried(grid, self.whole(grid, u), self.to_moving_voxels, self.moving_mask)
         pairs = zip(grid.similarities, moved, strict=True)
         return max(one.agreement(m, weight) for one, m in pairs if isinstance(one, VolumeNCC))
 

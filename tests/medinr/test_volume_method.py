@@ -190,11 +190,12 @@ def test_a_large_image_gets_a_coarser_grid() -> None:
     assert found.grid().weight.numel() <= 5000 and found.grid().shrink > 1
 
 
-def test_conditions_reach_the_spline() -> None:
+def test_conditions_reach_the_spline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A conditioned method of points and this one share the field; here the condition is passed on to the grid."""
     field = SINR(HarmonizedSIREN(1, hidden=(16, 16), omega=4.0, zero_output=False), 16.0)
     torch.nn.init.normal_(field.network.harmonizer.out.weight, std=0.3)
     assert ConditionedRegistration(field, NCC(), {"b": Bending(1.0)}, ["b"]).map.conditions == 1
+    monkeypatch.setattr(VolumeRegistration, "takes_condition", True)
     found = method(field=field)
     found.attach(pairs.pair())
     x = found.draw()
