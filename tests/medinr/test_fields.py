@@ -305,7 +305,7 @@ def test_a_composed_displacement_is_that_of_the_composition() -> None:
     lines = [torch.linspace(-0.8, 0.9, n) for n in (4, 3, 5)]
     grid = torch.cartesian_prod(*lines)
     assert_close(field.on_grid(lines).flatten(0, 2), field(grid), 1e-5)
-    with pytest.raises(ValueError, match="expected displacements from 3 to 3, got DisplacementMap"):
+    with pytest.raises(ValueError, match="expected a field of displacements, got the map DisplacementMap"):
         Composed(as_map(inner), outer)
 
 
