@@ -171,6 +171,8 @@ def register(
             fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, points_space, fixed_labels,
             moving_labels, fixed_guides, moving_guides, fixed_exclude, moving_exclude, multichannel,
         )  # fmt: skip
+        if "l2r" in write:
+            io.check_learn2reg_grids(pair.domain, pair.moving.domain)
         clock = [time.perf_counter()]
         lightning.seed_everything(seed, verbose=False)
         matrix, residual = initial(pair, init, seed, similarity in ACROSS_CONTRASTS)
@@ -178,8 +180,6 @@ def register(
         check_overlap(pair)
         with_lattice = PRESETS[preset].refines(similarity) and residual is None and not uncertainty
         pair = replace(pair, fixed_regions=sliding_regions(pair, sliding, with_lattice))
-    if "l2r" in write:
-        io.check_learn2reg_grids(pair.domain, pair.moving.domain)
     clock.append(time.perf_counter())
     weight = 0.0 if pair.fixed_guides is None else landmark_weight
     regions = 1 if pair.fixed_regions is None else 1 + int(pair.fixed_regions.max())

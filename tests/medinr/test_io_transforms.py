@@ -57,6 +57,13 @@ def itk_transform(path: Path) -> Any:
     return sitk, sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
 
 
+@pytest.mark.parametrize(("kind", "told"), [("oblique", "reads unchanged in ITK"), ("sheared", "use transform.h5")])
+def test_the_sidecar_says_who_reads_it(tmp_path: Path, kind: str, told: str) -> None:
+    domain = grids.domain(kind)
+    write_displacement(tmp_path / "u.nii.gz", torch.zeros(*domain.shape, 3), domain)
+    assert told in json.loads((tmp_path / "u.json").read_text(encoding="utf-8"))["convention"]
+
+
 @pytest.mark.parametrize("kind", grids.RIGID)
 def test_itk_moves_points_as_we_do(tmp_path: Path, kind: str) -> None:
     """To 1e-3 mm, at voxel centres and between them; ITK takes left-handed grids as they are."""
