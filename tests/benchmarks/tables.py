@@ -1,6 +1,6 @@
 """The measured rows of experiments/RESULTS.md, each by the real command; run again, it goes on where it stopped.
 
-    python tests/benchmarks/tables.py --shared ../shared --work /tmp/medinr_tables [--only popi,warp,phantom,cidir,idir]
+    python tests/benchmarks/tables.py --shared ../shared --work /tmp/medinr_tables [--only popi,warp,phantom,cidir,idir,ccidir]
 
 Every row is a JSON line in tests/benchmarks/rows.jsonl: name, git commit, command, wall seconds of the whole command,
 and the metrics that it wrote. Rows that are there are not run again. The phantom is written once into the work folder.
@@ -214,10 +214,14 @@ def plan(shared: Path, work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield f"cidir case {CIDIR_CASE} seed {seed}", lambda s=seed: cidir(work, s)  # type: ignore[misc]
         for k in ALPHA_STEPS:
             yield f"cidir idir alpha-step {k} seed {seed}", lambda s=seed, k=k: idir_at(work, s, k)  # type: ignore[misc]
-    yield (
-        "idir published case 1 seed 0",
-        lambda: experiment(ROOT / "experiments" / "idir_dirlab.yaml", work, 1, 0, "idir")[0],
-    )
+    for profile in ("idir", "ccidir"):
+        for case in (1, 2):
+            yield (
+                f"{profile} published case {case} seed 0",
+                lambda p=profile, c=case: experiment(  # type: ignore[misc]
+                    ROOT / "experiments" / f"{p}_dirlab.yaml", work, c, 0, f"{p}_case{c}"
+                )[0],
+            )
 
 
 def main() -> None:
