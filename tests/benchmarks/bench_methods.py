@@ -1,11 +1,13 @@
 """Whole training steps: each method against the same step with nested autograd, both sides in one run.
 
-    python -m tests.benchmarks.bench_methods [--points 10000] [--hidden 256] [--repeats 5] [--out methods.jsonl]
+    python -m tests.benchmarks.bench_methods [--points 10000] [--hidden 256] [--repeats 5] [--only SINR] [--out methods.jsonl]
 
 A step draws points, evaluates the fields, both images and all penalties, goes backward and lets Adam move. The
 published-style side does so as the released codes do: voxel centres by a permutation of all voxels of the mask, one
-`autograd.grad` call for each component, and one more for each row of a Hessian where bending is asked for. Networks,
-weights, images, losses and optimizer are the same on both sides. One thread, the process's own seconds.
+`autograd.grad` call for each component, and one more for each row of a Hessian where bending is asked for. SINR takes
+no points but all voxels, control points every second voxel (2 mm of 1 mm voxels), a spline by transposed convolutions
+and forward differences of the dense field. Networks, weights, images, losses and optimizer are the same on both sides
+(SINR: the lattice of the published-style side lies on voxel centres). One thread, the process's own seconds.
 """
 
 import argparse
@@ -15,21 +17,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from medinr import jets
 from medinr.data.pair import Pair
-from medinr.fields import SIREN, HarmonizedSIREN
-from medinr.losses import NCC, Bending, Jacobian, SymmetricJacobian
+from medinr.fields import SINR, SIREN, HarmonizedSIREN
+from medinr.losses import NCC, Bending, ForwardDiffusion, Jacobian, SymmetricJacobian
 from medinr.methods import (
     ConditionedRegistration,
     CycleConsistentRegistration,
     PairRegistration,
     RegistrationMethod,
     RegistrationModule,
+    VolumeRegistration,
 )
 from medinr.sampling import interpolate
 from medinr.space import Domain, Image, transform_points
@@ -38,6 +41,8 @@ from tests.benchmarks.bench_jets import nested_gradients
 
 Step = Callable[[], None]
 SIZE = 96
+STRIDE = 2
+"""Voxels between SINR's control points."""
 
 
 def new_pair() -> Pair:
@@ -66,6 +71,12 @@ def methods(points: int, width: int) -> dict[str, RegistrationModule]:
         "cIDIR, bending": ConditionedRegistration(
             HarmonizedSIREN(hidden=hidden), NCC(), {"bending": Bending(1e-3)}, ["bending"], alphas=1, **common
         ),
+        "SINR, forward differences": VolumeRegistration(
+            SINR(SIREN(hidden=hidden, omega=30.0, zero_output=False), STRIDE, "voxel"),
+            NCC(),
+            {"diffusion": ForwardDiffusion(50.0)},
+            overlap_weight=0.0,
+        ),
     }
 
 
@@ -90,7 +101,9 @@ def ours(method: RegistrationModule) -> Step:
 
 
 def published(method: RegistrationModule, lr: float = 1e-5) -> Step:
-    """The same loss with nested autograd, for one direction or two."""
+    """The same loss with nested autograd, for one direction or two; SINR's with all voxels."""
+    if isinstance(method, VolumeRegistration):
+        return published_sinr(method, lr)
     parts = [method.ahead, method.back] if isinstance(method, CycleConsistentRegistration) else [method]
     masks = [p.pair.fixed_mask for p in parts]  # type: ignore[union-attr]
     voxels = [mask.nonzero().float() for mask in masks]
@@ -123,6 +136,43 @@ def published(method: RegistrationModule, lr: float = 1e-5) -> Step:
     return step
 
 
+def published_sinr(method: VolumeRegistration, lr: float) -> Step:
+    """Network at the control points, cubic spline to every voxel, both images whole, NCC and forward differences."""
+    domain, level = method.domain, method.grid().level
+    index = STRIDE * torch.arange(-1, SIZE // STRIDE + 2).float()
+    control = transform_points(domain.voxel_to_normalised, torch.cartesian_prod(index, index, index))
+    voxels = domain.voxels().float()
+    x = transform_points(domain.voxel_to_normalised, voxels).reshape(*domain.shape, 3)
+    taps = (torch.arange(-2 * STRIDE + 1, 2 * STRIDE) / STRIDE).abs()
+    kernel = torch.where(taps < 1, 2 / 3 - taps**2 + taps**3 / 2, (2 - taps) ** 3 / 6)
+    first = 2 * STRIDE - 1 + STRIDE  # where voxel 0 lies in what the transposed convolution gives
+    optimizer = torch.optim.Adam(method.parameters(), lr=lr)
+    network, penalty = cast(SINR, method.map.field).network, method.penalties["diffusion"]
+    differences = cast(ForwardDiffusion, penalty)
+
+    def spline(u: Tensor) -> Tensor:
+        """[1, 3, n, n, n] to [1, 3, SIZE, SIZE, SIZE], one axis at a time."""
+        for axis in range(3):
+            shape = [1] * 5
+            shape[2 + axis] = len(kernel)
+            stride = [STRIDE if a == axis else 1 for a in range(3)]
+            weight = kernel.reshape(shape).expand(3, 1, *shape[2:])
+            u = torch.nn.functional.conv_transpose3d(u, weight, stride=stride, groups=3)
+            u = u.narrow(2 + axis, first, SIZE)
+        return u
+
+    def step() -> None:
+        optimizer.zero_grad()
+        u = network(control).T.reshape(1, 3, *(len(index),) * 3)
+        dense = spline(u)[0].movedim(0, -1)
+        moved = interpolate(level.moving, transform_points(method.to_moving_voxels.to(x), x + dense))[0]
+        loss = method.similarity(level.fixed[0].flatten(), moved.flatten())
+        (loss + penalty.weight * differences.on_grid(dense, [1.0] * 3, 1.0)).backward()
+        optimizer.step()
+
+    return step
+
+
 def nested(name: str, u: Tensor, x: Tensor, part: RegistrationMethod) -> Tensor:
     gradients = nested_gradients(u, x)
     if name == "bending":
@@ -144,6 +194,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="first letters of methods, comma-separated")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -152,6 +203,8 @@ def main() -> None:
     pair, records = new_pair(), []
     print("| method | published style, s a step | ours, s a step | speed-up |\n|---|---|---|---|")
     for name, method in methods(given.points, given.hidden).items():
+        if not name.startswith(tuple(given.only.split(","))):
+            continue
         alone(method, pair)
         times = measure.interleaved({"published": published(method), "ours": ours(method)}, given.repeats)
         row = {

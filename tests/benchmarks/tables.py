@@ -1,6 +1,6 @@
 """The measured rows of experiments/RESULTS.md, each by the real command; run again, it goes on where it stopped.
 
-    python tests/benchmarks/tables.py --shared ../shared --work /tmp/medinr_tables [--only popi,warp,phantom,cidir,idir,ccidir]
+    python tests/benchmarks/tables.py --shared ../shared --work /tmp/medinr_tables [--only popi,warp,phantom,cidir,idir]
 
 Every row is a JSON line in tests/benchmarks/rows.jsonl: name, git commit, command, wall seconds of the whole command,
 and the metrics that it wrote. Rows that are there are not run again. The phantom is written once into the work folder.
