@@ -2,9 +2,11 @@
 
 World is RAS millimetres, as nibabel reads a NIfTI affine. Voxel coordinates are 0-based with voxel centres at the
 integers. Normalised coordinates are ``(world - centre) / scale``: the centre of the box of *outer voxel edges* and one
-scale, half its longest side, so that space stays isotropic and resampling an image does not change them.
+scale, half its longest side, so that space stays isotropic and resampling an image does not change them. Methods on
+grids turn them to the grid's own axes.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from medinr.types import Matrix, Points, Volume
 
+Scale = Literal["isotropic", "oriented", "per-axis"]
 REFERENCE_LENGTH_MM = 100.0
 """Second-order penalties are taken with lengths in units of 100 mm, whatever the image's size (DESIGN: space)."""
 
@@ -32,16 +35,18 @@ class Domain:
     Args:
         shape: voxels along the three array axes.
         affine: rows of the 4 x 4 matrix, plain numbers (so a domain is hashable and goes into a checkpoint).
-        scale: ``"isotropic"``: one scale for all axes, normalised axes parallel to the world's. ``"per-axis"``: each
-            voxel axis is normalised to [-1, 1] over the outer edges on its own, for comparison with codes that do so.
+        scale: ``"isotropic"``: one scale for all axes, normalised axes parallel to the world's. ``"oriented"``: one
+            scale, axes parallel to the grid's, so that a lattice fits an oblique image and its nodes meet the voxels.
+            ``"per-axis"``: each voxel axis is normalised to [-1, 1] over the outer edges on its own, for comparison
+            with codes that do so.
     """
 
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
-    scale: Literal["isotropic", "per-axis"] = "isotropic"
+    scale: Scale = "isotropic"
 
     @classmethod
-    def of(cls, shape: Any, affine: Any, scale: Literal["isotropic", "per-axis"] = "isotropic") -> "Domain":
+    def of(cls, shape: Any, affine: Any, scale: Scale = "isotropic") -> "Domain":
         """A domain from any sequence of three integers and any 4 x 4 array."""
         rows = torch.as_tensor(affine, dtype=torch.float64)
         if tuple(rows.shape) != (4, 4):
@@ -59,7 +64,7 @@ class Domain:
         """Plain lists and numbers, for checkpoints and JSON."""
         return {"shape": list(self.shape), "affine": [list(row) for row in self.affine], "scale": self.scale}
 
-    def with_scale(self, scale: Literal["isotropic", "per-axis"]) -> "Domain":
+    def with_scale(self, scale: Scale) -> "Domain":
         return replace(self, scale=scale)
 
     @cached_property
@@ -86,19 +91,33 @@ class Domain:
     @cached_property
     def unit_mm(self) -> float:
         """Millimetres in one normalised unit: half the longest side (per-axis: geometric mean of the half sides)."""
-        if self.scale == "isotropic":
+        if self.scale != "per-axis":
             return max(self.sides_mm) / 2
         a, b, c = self.sides_mm
         return float((a * b * c) ** (1 / 3) / 2)
 
     @cached_property
+    def axes(self) -> Matrix:
+        """Directions of the voxel axes, columns of an orthogonal [3, 3], in the order and signs nearest to the world's.
+
+        Of a sheared grid the nearest orthogonal ones.
+        """
+        left, _, right = torch.linalg.svd(self.voxel_to_world[:3, :3] / torch.tensor(self.spacing))
+        along = left @ right
+        order = max(itertools.permutations(range(3)), key=lambda p: float(along[range(3), p].abs().sum()))
+        along = along[:, order]
+        along = along * torch.where(along.diagonal() < 0, -1.0, 1.0)
+        eye = torch.eye(3, dtype=torch.float64)
+        return eye if torch.allclose(along, eye, rtol=0, atol=1e-6) else along
+
+    @cached_property
     def normalised_to_world(self) -> Matrix:
         centre = transform_points(self.voxel_to_world, torch.tensor([(n - 1) / 2 for n in self.shape]).double())
         m = torch.eye(4, dtype=torch.float64)
-        if self.scale == "isotropic":
-            m[:3, :3] *= self.unit_mm
-        else:
+        if self.scale == "per-axis":
             m[:3, :3] = self.voxel_to_world[:3, :3] * torch.tensor(self.shape, dtype=torch.float64) / 2
+        else:
+            m[:3, :3] = self.unit_mm * (self.axes if self.scale == "oriented" else torch.eye(3).double())
         m[:3, 3] = centre
         return m
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from medinr.methods.mixins import INRMixin, RegularizerMixin
 from medinr.methods.module import RegistrationModule
 from medinr.ranks import share
 from medinr.sampling import PointSampler
-from medinr.space import Domain
+from medinr.space import Domain, Scale
 from medinr.types import Points, Scalar
 
 
@@ -70,7 +70,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
         jitter: bool = True,
         use_mask: bool = True,
         use_moving_mask: bool = False,
-        scale: str = "isotropic",
+        scale: Scale = "isotropic",
         landmark_weight: float = 0.0,
         background: float = 0.1,
     ) -> None:
@@ -79,8 +79,8 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
             raise UserError(f"points: expected at least one point a step, got {points}")
         if not pyramid_mm:
             raise UserError("pyramid_mm: expected at least one level, [0] for the images as they are")
-        if scale not in ("isotropic", "per-axis"):
-            raise UserError(f"scale: expected isotropic or per-axis, got {scale}")
+        if scale not in get_args(Scale):
+            raise UserError(f"scale: expected one of {', '.join(get_args(Scale))}, got {scale}")
         if landmark_weight < 0:
             raise UserError(f"landmark_weight: expected 0 or more, got {landmark_weight}")
         if not 0 <= background <= 1:
@@ -142,8 +142,9 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
         self.domain = self.cover(pair.domain)
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        start = torch.tensor(kept["start"], dtype=torch.float64)
-        self.remember(Domain.from_dict(kept["domain"]), start, kept["windows"])
+        domain, start = Domain.from_dict(kept["domain"]), torch.tensor(kept["start"], dtype=torch.float64)
+        self.scale = domain.scale  # as the field was fitted
+        self.remember(domain, start, kept["windows"])
 
     @property
     def attached(self) -> bool:
@@ -151,7 +152,7 @@ class RegistrationMethod(INRMixin, RegularizerMixin, RegistrationModule):
 
     def cover(self, domain: Domain) -> Domain:
         """Let the map take its size from the image; returns the domain as the method normalises it."""
-        scaled = domain.with_scale("per-axis" if self.scale == "per-axis" else "isotropic")
+        scaled = domain.with_scale(self.scale)
         self.map.cover(scaled)
         return scaled
 

@@ -156,7 +156,7 @@ class BatchedRegistration(lightning.LightningModule):
         self.to_normalised = stacked([d.world_to_normalised for d in domains])
         self.unit_mm = stacked([d.unit_mm for d in domains])
         self.unit = torch.where(
-            stacked([d.scale == "isotropic" for d in domains]) > 0, self.unit_mm / REFERENCE_LENGTH_MM, 1
+            stacked([d.scale != "per-axis" for d in domains]) > 0, self.unit_mm / REFERENCE_LENGTH_MM, 1
         )
         self.fixed_size = stacked([d.shape for d in domains])
         self.moving_size = stacked([method.levels[0].moving.shape[1:] for method in self.fits])

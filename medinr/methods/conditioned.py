@@ -20,7 +20,7 @@ from medinr.ranks import from_first
 from medinr.results import Evaluation, landmark_metrics
 from medinr.sampling import PointSampler, interpolate, near
 from medinr.search import Criterion, Row, SearchResult, best_row, search
-from medinr.space import REFERENCE_LENGTH_MM, transform_points
+from medinr.space import REFERENCE_LENGTH_MM, Scale, transform_points
 from medinr.types import Points, Scalar
 
 
@@ -74,7 +74,7 @@ class ConditionedRegistration(RegistrationMethod):
         jitter: bool = True,
         use_mask: bool = True,
         use_moving_mask: bool = False,
-        scale: Literal["isotropic", "per-axis"] = "isotropic",
+        scale: Scale = "isotropic",
         landmark_weight: float = 0.0,
         background: float = 0.1,
     ) -> None:

@@ -150,6 +150,6 @@ class RegularizerMixin:
         return self._raw(regularizer, self.motion.displacement_jet(seed, context))
 
     def _raw(self, regularizer: Regularizer, u: Jet) -> Scalar:
-        unit = self.domain.unit_mm / REFERENCE_LENGTH_MM if self.domain.scale == "isotropic" else 1.0
+        unit = self.domain.unit_mm / REFERENCE_LENGTH_MM if self.domain.scale != "per-axis" else 1.0
         raw: Scalar = regularizer(u.rescale(unit, unit))
         return raw

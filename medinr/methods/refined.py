@@ -93,7 +93,7 @@ class RefinedRegistration(RegistrationMethod):
         super().__init__(
             whole,
             similarity, regularizers, points, pyramid_mm, lr, warmup, cosine, overlap_weight, window, jitter, use_mask,
-            use_moving_mask, "isotropic", landmark_weight, background,
+            use_moving_mask, "oriented", landmark_weight, background,
         )  # fmt: skip
         self.refinement, self.regions = refinement, regions
         self.network: list[Field] = [] if field is None else [field]
@@ -126,7 +126,8 @@ class RefinedRegistration(RegistrationMethod):
         it); all that follows refines it.
         """
         self.domain = self.cover(domain)
-        volume = displacement.float().movedim(-1, 0) / self.domain.unit_mm
+        into = self.domain.world_to_normalised[:3, :3].float()
+        volume = (displacement.float() @ into.T).movedim(-1, 0)
 
         def values(x: Points) -> Tensor:
             return interpolate(volume, transform_points(self.domain.normalised_to_voxel, x)).T

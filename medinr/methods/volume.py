@@ -38,7 +38,7 @@ class VolumeRegistration(RegistrationMethod):
             images are smoothed by half of it.
         most: a grid has at most this many points; larger images get a larger distance.
         points: random points a step, for the penalties.
-        scale: only ``isotropic``: lengths of the grid are those of space.
+        scale: always ``oriented``: lengths of the grid are those of space.
 
     Other arguments as for `RegistrationMethod`.
     """
@@ -62,7 +62,7 @@ class VolumeRegistration(RegistrationMethod):
     ) -> None:
         super().__init__(
             field, similarity, regularizers, points, (0.0,), lr, warmup, cosine, overlap_weight, window, True,
-            use_mask, use_moving_mask, "isotropic", landmark_weight, 1.0,
+            use_mask, use_moving_mask, "oriented", landmark_weight, 1.0,
         )  # fmt: skip
         if not shrinks or min(shrinks) <= 0 or most < 1000:
             raise UserError(f"shrinks: expected distances above 0 and most >= 1000, got {list(shrinks)} and {most}")

@@ -1,6 +1,6 @@
 """Whole training steps: each method against the same step with nested autograd, both sides in one run.
 
-    python -m tests.benchmarks.bench_methods [--points 10000] [--hidden 256] [--repeats 5] [--only SINR] [--out methods.jsonl]
+    python -m tests.benchmarks.bench_methods [--points 10000] [--hidden 256] [--repeats 5] [--only SINR] [--out FILE]
 
 A step draws points, evaluates the fields, both images and all penalties, goes backward and lets Adam move. The
 published-style side does so as the released codes do: voxel centres by a permutation of all voxels of the mask, one

@@ -202,7 +202,11 @@ def test_window() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [({"points": 0}, "points"), ({"pyramid_mm": ()}, "pyramid_mm"), ({"scale": "mm"}, "scale: expected isotropic")],
+    [
+        ({"points": 0}, "points"),
+        ({"pyramid_mm": ()}, "pyramid_mm"),
+        ({"scale": "mm"}, "scale: expected one of isotropic"),
+    ],
 )
 def test_arguments_are_checked(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(UserError, match=text):

@@ -19,7 +19,7 @@ def corners(domain: Domain) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", grids.ALL)
-@pytest.mark.parametrize("scale", ["isotropic", "per-axis"])
+@pytest.mark.parametrize("scale", ["isotropic", "oriented", "per-axis"])
 def test_there_and_back(kind: str, scale: str) -> None:
     domain = grids.domain(kind).with_scale(scale)  # type: ignore[arg-type]
     p = torch.rand(50, 3, dtype=torch.float64) * 20
@@ -51,6 +51,18 @@ def test_isotropic_keeps_angles_and_fits_the_longest_side(kind: str) -> None:
     linear = domain.normalised_to_world[:3, :3]
     assert_close(linear, torch.eye(3).double() * domain.unit_mm)
     assert domain.unit_mm == pytest.approx(max(n * s for n, s in zip(domain.shape, domain.spacing, strict=True)) / 2)
+
+
+@pytest.mark.parametrize("kind", grids.ALL)
+def test_oriented_axes_are_orthogonal_and_next_to_the_worlds(kind: str) -> None:
+    domain = grids.domain(kind).with_scale("oriented")
+    axes = domain.normalised_to_world[:3, :3] / domain.unit_mm
+    assert_close(axes.T @ axes, torch.eye(3).double())
+    assert (axes.diagonal() > 0).all()
+    if kind in grids.RIGID:  # each is a voxel axis
+        assert_close(domain.voxel_to_normalised[:3, :3].abs().sort(dim=1).values[:, :2], torch.zeros(3, 2).double())
+    if bool(((grids.domain(kind).voxel_to_world[:3, :3] != 0).sum(0) == 1).all()):
+        assert torch.equal(domain.normalised_to_world, domain.with_scale("isotropic").normalised_to_world)
 
 
 @pytest.mark.parametrize("kind", grids.ALL)
