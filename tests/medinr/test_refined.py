@@ -304,6 +304,15 @@ def test_turning_the_world_turns_the_result(sliding: bool) -> None:
     assert found[1].lattices[0].shapes == found[0].lattices[0].shapes
 
 
+def test_a_fit_of_before_lattices_were_turned_keeps_its_axes() -> None:
+    domain, old, new = centred(OBLIQUE), method(), method()
+    old.scale = "isotropic"
+    old.attach(Pair("oblique", *(pairs.sampled(domain, pairs.texture) for _ in range(2))))
+    new.restore(old.state)
+    assert new.domain == old.domain != domain.with_scale("oriented")
+    assert new.lattices[0].shapes == old.lattices[0].shapes
+
+
 def test_a_displacement_to_begin_at_is_in_world_axes() -> None:
     domain = centred(OBLIQUE)
     pair = Pair("oblique", *(pairs.sampled(domain, pairs.texture) for _ in range(2)))
