@@ -61,7 +61,7 @@ class SequenceRegistration(RegistrationModule):
         return found
 
     def size(self, pair: Pair | ImageSequence) -> None:
-        self._take_domain(pair.domain)
+        self._take_domain(pair.domain.with_scale("oriented"))
 
     def take(self, pair: Pair | ImageSequence, window: Window | None) -> ImageSequence:
         """Take a sequence, on the method's device: what a checkpoint keeps of it, and the coordinate maps.
@@ -78,7 +78,7 @@ class SequenceRegistration(RegistrationModule):
         windows = [window] * len(image.data) if window else robust_windows(image)
         self.remember(
             {
-                "domain": sequence.domain.to_dict(),
+                "domain": sequence.domain.with_scale("oriented").to_dict(),
                 "start": EYE.tolist(),
                 "windows": [[float(v) for v in w] for w in windows],
                 "times": list(sequence.times),

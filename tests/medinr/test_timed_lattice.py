@@ -1,6 +1,7 @@
 """A velocity of lattices and modes of time: its interpolation in time, its table, and its fit on whole grids."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from medinr.fields.table import Table, even_lines, gradient_on_grid
 from medinr.jets import det, seed
 from medinr.methods import SpatioTemporalLattice, load_method
 from medinr.results import landmarks_over_time
+from medinr.space import Domain, Image, transform_points
 from medinr.timeline import best_compensation, displacement_on, interpolation_error
 from tests.medinr import breathing, pairs
 from tests.medinr.test_spatiotemporal import fit
@@ -145,6 +147,20 @@ def test_a_known_periodic_motion_is_recovered(fitted: SpatioTemporalLattice) -> 
         assert before > 1.5 and after < 0.5, time
     before, after = errors[40.0]
     assert before > 3.5 and after < 1.2, "a time that was never trained on"
+
+
+def test_turning_the_world_turns_the_result(fitted: SpatioTemporalLattice) -> None:
+    """Images with turned headers, as of the heart: the same fit on the same voxels."""
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = torch.linalg.matrix_exp(torch.tensor([[0, -0.5, 0.3], [0.5, 0, -0.4], [-0.3, 0.4, 0]]).double())
+    assert fitted.sequence is not None
+    images = [Image(i.data, Domain.of(i.domain.shape, turn @ i.domain.voxel_to_world)) for i in fitted.sequence.images]
+    none = (None,) * len(images)
+    torch.manual_seed(0)
+    turned: Any = fit(method(), replace(fitted.sequence, images=tuple(images), points=none), 70)  # type: ignore[arg-type]
+    points = 0.5 * pairs.points()
+    want = transform_points(turn, fitted.transform(15.0)(points).double())
+    assert_close(turned.transform(15.0)(transform_points(turn, points.double())), want, 2e-4)
 
 
 def test_inverse_between_and_folding(fitted: SpatioTemporalLattice) -> None:
