@@ -44,7 +44,10 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (LUNGS, "--trainer.max_steps=300", "--model.method.field.hidden=[128,128,128]", "--model.method.points=2048"),
     ),
     "hybrid": ("hybrid_dirlab", "tre/mean", (LUNGS,)),
-    "sinr": ("sinr_pair_best", "tre/mean", (*PAIR, "--trainer.max_steps=600", "--model.field.spacing=4", "--model.field.unit=voxel")),
+    "sinr": (
+        "sinr_pair_best", "tre/mean",
+        (*PAIR, "--trainer.max_steps=600", "--model.field.spacing=4", "--model.field.unit=voxel"),
+    ),  # fmt: skip
     "geometry": (
         "geometry_tube_best", "tre/mean",
         (*PAIR, "--data.fixed_mask={tube}/peristalsis/mask.nii.gz", "--trainer.max_steps=300",
