@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "sinr": (
         "sinr_pair_best", "tre/mean",
         (*PAIR, "--trainer.max_steps=600", "--model.field.spacing=4", "--model.field.unit=voxel"),
-    ),  # fmt: skip
+    ),
     "geometry": (
         "geometry_tube_best", "tre/mean",
         (*PAIR, "--data.fixed_mask={tube}/peristalsis/mask.nii.gz", "--trainer.max_steps=300",
