@@ -105,7 +105,7 @@ def main() -> None:
     print("### Phantom\n\n" + errors(pick(rows, "phantom")))
     print("### cIDIR\n\n" + cidir(rows))
     print("### A large pair\n\n" + big(pick(rows, "big")))
-    print("### Published IDIR\n\n" + errors(pick(rows, "idir")))
+    print("### Published profiles\n\n" + errors([*pick(rows, "idir"), *pick(rows, "ccidir")]))
 
 
 if __name__ == "__main__":
