@@ -102,7 +102,7 @@ class Domain:
 
         Of a sheared grid the nearest orthogonal ones.
         """
-        left, _, right = torch.linalg.svd(self.voxel_to_world[:3, :3] / torch.tensor(self.spacing))
+        left, _, right = torch.linalg.svd(self.voxel_to_world[:3, :3] / torch.tensor(self.spacing).double())
         along = left @ right
         order = max(itertools.permutations(range(3)), key=lambda p: float(along[range(3), p].abs().sum()))
         along = along[:, order]
