@@ -97,13 +97,16 @@ class Domain:
         return float((a * b * c) ** (1 / 3) / 2)
 
     @cached_property
-    def axes(self) -> Matrix:
-        """Directions of the voxel axes, columns of an orthogonal [3, 3], in the order and signs nearest to the world's.
-
-        Of a sheared grid the nearest orthogonal ones.
-        """
+    def directions(self) -> Matrix:
+        """Those of the array axes, columns of an orthogonal [3, 3]; of a sheared grid the nearest orthogonal ones."""
         left, _, right = torch.linalg.svd(self.voxel_to_world[:3, :3] / torch.tensor(self.spacing).double())
-        along = left @ right
+        nearest: Matrix = left @ right
+        return nearest
+
+    @cached_property
+    def axes(self) -> Matrix:
+        """`directions` in the order and signs nearest to the world's axes."""
+        along = self.directions
         order = max(itertools.permutations(range(3)), key=lambda p: float(along[range(3), p].abs().sum()))
         along = along[:, order]
         along = along * torch.where(along.diagonal() < 0, -1.0, 1.0)

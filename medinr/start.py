@@ -207,10 +207,8 @@ class Comparison:
 
 def grid_frame(domain: Domain, centre: Tensor) -> Matrix:
     """From units of half the longest side, about a centre [3] in mm, along the grid's axes, to the world."""
-    along = domain.voxel_to_world[:3, :3] / torch.tensor(domain.spacing)
-    left, _, right = torch.linalg.svd(along)  # the nearest orthonormal axes, should the grid be sheared
     frame = torch.eye(4, dtype=torch.float64)
-    frame[:3, :3] = left @ right * domain.unit_mm
+    frame[:3, :3] = domain.directions * domain.unit_mm
     frame[:3, 3] = centre
     return frame
 
